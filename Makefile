@@ -1,0 +1,39 @@
+# make demo | test | test-slow | lint | train-demo | install | clean. Each installs what it needs into .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint train-demo clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# torch first and alone: whichever build of the pinned version pip's own configuration prefers (a CPU wheel where one is
+# offered) is then kept by everything that follows.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,avatars,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/profusion demo --out demo_grid.png --force
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --quiet tests/test_architecture.py
+
+# The whole demo model from nothing: hours on two CPU cores, minutes on a GPU. Run it again after a stop and it goes on.
+train-demo: $(STAMP)
+	$(BIN)/python examples/avatars/make_demo_model.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
