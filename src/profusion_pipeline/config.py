@@ -1,0 +1,280 @@
+"""What training takes, as frozen dataclasses: the documentation of every setting, and the source of the command line.
+
+Only the standard library is imported here, so that `profusion train --help` needs no torch.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    resumable: bool = False,
+) -> Any:
+    """One field of a configuration, with its help sentence and its range.
+
+    Args:
+        default: The value when none is given; without it the field must be given.
+        help: One sentence for a person: meaning, unit, effect.
+        minimum: Least allowed value.
+        maximum: Greatest allowed value.
+        choices: The allowed words.
+        resumable: Whether a run that goes on from a checkpoint may have another value than the run that wrote it,
+            because the weights it ends with do not depend on this field or plainly should.
+
+    Returns:
+        A `dataclasses.field` whose metadata holds these.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Example:
+        ...     steps: int = setting(10, help="Number of steps.", minimum=1)
+        >>> dataclasses.fields(Example)[0].metadata["help"]
+        'Number of steps.'
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "resumable": resumable}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_settings(config: Any) -> None:
+    """Hold every field of a dataclass made of `setting`s to its annotated type, its range and its choices.
+
+    Args:
+        config: An instance of a dataclass whose fields are `setting`s of type str, int, float, bool, `tuple[str, ...]`
+            or one of these or None. An int is accepted where a float is asked for.
+
+    Raises:
+        TypeError: A value is not of the annotated type.
+        ValueError: A number is outside its range or not finite, or a word is not among the choices.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Example:
+        ...     steps: int = setting(10, help="Number of steps.", minimum=1)
+        >>> check_settings(Example(0))
+        Traceback (most recent call last):
+        ValueError: `steps` must be at least 1, got 0.
+    """
+    for field in dataclasses.fields(config):
+        value, about = getattr(config, field.name), field.metadata
+        if not _is_of_type(value, field.type):
+            expected = getattr(field.type, "__name__", None) if isinstance(field.type, type) else str(field.type)
+            raise TypeError(f"`{field.name}` must be {expected}, got {value!r} ({type(value).__name__}).")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{field.name}` must be a finite number, got {value}.")
+        if value is None:
+            continue
+        if about["minimum"] is not None and value < about["minimum"]:
+            raise ValueError(f"`{field.name}` must be at least {about['minimum']}, got {value}.")
+        if about["maximum"] is not None and value > about["maximum"]:
+            raise ValueError(f"`{field.name}` must be at most {about['maximum']}, got {value}.")
+        if about["choices"] is not None and value not in about["choices"]:
+            raise ValueError(f"`{field.name}` must be one of {', '.join(about['choices'])}, got {value!r}.")
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    if isinstance(annotation, types.UnionType):
+        return any(_is_of_type(value, member) for member in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:  # tuple[str, ...]
+        return isinstance(value, tuple) and all(isinstance(item, typing.get_args(annotation)[0]) for item in value)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train a PromptNet on a folder of pictures: one field per setting, its help sentence in the metadata.
+
+    The defaults are the authors' recipe on FFHQ (batch 8, learning rate 2e-5, 80,000 steps, EMA 0.9999).
+
+    Raises:
+        TypeError: A field has another type than annotated.
+        ValueError: A field is out of its range, or two fields contradict each other.
+
+    Example:
+        >>> config = TrainingConfig(model="sd2-folder", data="portraits", output="runs/first", max_steps=1000)
+        >>> config.batch_size * config.gradient_accumulation_steps
+        8
+    """
+
+    # What to learn from, and what comes out
+    model: str = setting(
+        help="Folder or Hub id of the base pipeline: vae, text_encoder, tokenizer, unet, scheduler, image_encoder and "
+        "feature_extractor; a promptnet found there is trained on, else a new one starts from the unet.",
+        resumable=True,
+    )
+    data: str = setting(
+        help="Folder of pictures, searched at every depth; its metadata.jsonl, if there is one, lists the pictures to "
+        "learn (file_name) and other pictures of the same person (ref_img: one name or a list).",
+        resumable=True,
+    )
+    output: str = setting(
+        help="Folder of the run: promptnet/ at the end, and checkpoints/, validation/, logs and log.jsonl on the way.",
+        resumable=True,
+    )
+    image_encoder: str | None = setting(
+        None,
+        help="Folder or Hub id of a CLIP vision model with its preprocessor, for a base pipeline without "
+        "image_encoder and feature_extractor (plain SD2).",
+        resumable=True,
+    )
+
+    # The sentence that S* must complete
+    prompt: str = setting("a photo of S*", help="The text under which S* must bring the picture back.")
+    placeholder: str = setting("S*", help="How the prompt writes the pseudo word; it must occur exactly once.")
+    pad_prompt: bool = setting(
+        True,
+        help="Pad the prompt to the tokenizer's length, as sampling does (the authors trained unpadded: the UNet then "
+        "meets the padding rows for the first time when sampling).",
+    )
+
+    # A new PromptNet
+    region_kernel_size: int | None = setting(
+        None,
+        help="Side of the square of PromptNet's region map (1/8 of the latent grid) that makes one pseudo word; None "
+        "takes the whole map: one pseudo word per picture.",
+        minimum=1,
+    )
+    region_proj_channel: int = setting(
+        128, help="Channels of each tap of a new PromptNet before they are joined.", minimum=1
+    )
+
+    # Pictures
+    resolution: int | None = setting(
+        None,
+        help="Side in pixels to which pictures are scaled and centre-cropped; None takes the unet's own.",
+        minimum=8,
+    )
+    reference: str = setting(
+        "same",
+        help="The reference photo of a picture: the same picture, or another one of the person (ref_img in "
+        "metadata.jsonl, drawn anew each time).",
+        choices=("same", "other"),
+    )
+    horizontal_flip: bool = setting(
+        False, help="Mirror a picture and its reference with probability one half; faces are better left as they are."
+    )
+    cache_latents: bool = setting(
+        True,
+        help="Encode every picture once and keep VAE posterior and vision states in memory in half precision (the log "
+        "says how much); without, pictures are read and encoded anew each time.",
+    )
+    num_workers: int = setting(
+        0, help="Processes that read pictures while the model learns; only without cache.", minimum=0, resumable=True
+    )
+
+    # Optimisation
+    max_steps: int = setting(80_000, help="Optimiser steps in all.", minimum=1, resumable=True)
+    batch_size: int = setting(8, help="Pictures per forward pass and process.", minimum=1)
+    gradient_accumulation_steps: int = setting(
+        1, help="Forward passes per optimiser step: the effective batch is this many times larger.", minimum=1
+    )
+    learning_rate: float = setting(2e-5, help="Peak learning rate of AdamW.", minimum=0.0)
+    lr_scheduler: str = setting(
+        "constant",
+        help="How the learning rate goes over max_steps, by its name in diffusers.",
+        choices=("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"),
+    )
+    warmup_steps: int = setting(0, help="Steps over which the learning rate rises linearly from 0.", minimum=0)
+    adam_beta1: float = setting(0.9, help="Decay of AdamW's mean of gradients.", minimum=0.0, maximum=0.999999)
+    adam_beta2: float = setting(0.999, help="Decay of AdamW's mean of squares.", minimum=0.0, maximum=0.999999)
+    adam_epsilon: float = setting(1e-8, help="Added to AdamW's denominator.", minimum=0.0)
+    weight_decay: float = setting(1e-2, help="AdamW's decoupled weight decay.", minimum=0.0)
+    max_grad_norm: float = setting(
+        1.0, help="The gradient is scaled down to this norm if it is longer; 0 leaves it alone.", minimum=0.0
+    )
+    ema_decay: float = setting(
+        0.9999,
+        help="Decay of the moving average of the weights, which is what is saved; 0 saves the last weights.",
+        minimum=0.0,
+        maximum=0.999999,
+    )
+    snr_gamma: float | None = setting(
+        None, help="Min-SNR weighting of the loss at this gamma (5 is usual); None weighs all timesteps alike."
+    )
+
+    # Machine
+    mixed_precision: str = setting(
+        "no", help="Precision of the forward passes; weights that learn stay float32.", choices=("no", "fp16", "bf16")
+    )
+    gradient_checkpointing: bool = setting(
+        False, help="Recompute activations in the backward pass: less memory, about a third slower.", resumable=True
+    )
+    seed: int = setting(0, help="Decides order, noise, timesteps and a new PromptNet's first weights.", minimum=0)
+
+    # Keeping and showing
+    resume: bool = setting(
+        False, help="Go on from the newest checkpoint in output; start from nothing if there is none.", resumable=True
+    )
+    checkpoint_every: int = setting(1000, help="Steps between checkpoints; 0 writes none.", minimum=0, resumable=True)
+    keep_checkpoints: int = setting(
+        2, help="Newest checkpoints that are kept; older ones are deleted.", minimum=1, resumable=True
+    )
+    log_every: int = setting(
+        50,
+        help="Steps between lines of log.jsonl (loss, learning rate, pictures per second).",
+        minimum=1,
+        resumable=True,
+    )
+    validation_every: int = setting(
+        0, help="Steps between grids of validation pictures; 0 draws none.", minimum=0, resumable=True
+    )
+    validation_images: tuple[str, ...] = setting(
+        (), help="Reference photos of the validation grid, one row each.", resumable=True
+    )
+    validation_prompts: tuple[str, ...] = setting(
+        (), help="Prompts with the placeholder, one column of the validation grid each.", resumable=True
+    )
+    validation_class_noun: str = setting(
+        "person", help="What S* is, in a word, for the class prompt of the validation pictures.", resumable=True
+    )
+    validation_inference_steps: int = setting(
+        50, help="Denoising steps of a validation picture.", minimum=1, resumable=True
+    )
+
+    def __post_init__(self):
+        check_settings(self)
+        for name in ("model", "data", "output", "placeholder"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"`{name}` must not be empty, got {getattr(self, name)!r}.")
+        for name, prompts in (("prompt", (self.prompt,)), ("validation_prompts", self.validation_prompts)):
+            for prompt in prompts:
+                if prompt.count(self.placeholder) != 1:
+                    raise ValueError(
+                        f"`{name}` must hold the placeholder {self.placeholder!r} exactly once, got {prompt!r}."
+                    )
+        if self.learning_rate == 0:
+            raise ValueError("`learning_rate` must be greater than 0, got 0.")
+        if self.snr_gamma is not None and self.snr_gamma <= 0:
+            raise ValueError(f"`snr_gamma` must be greater than 0, or None for no weighting, got {self.snr_gamma}.")
+        if self.lr_scheduler == "constant" and self.warmup_steps:
+            raise ValueError(
+                f"`warmup_steps` must be 0 with lr_scheduler='constant', got {self.warmup_steps}: "
+                "use lr_scheduler='constant_with_warmup'."
+            )
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(f"`warmup_steps` must be less than max_steps={self.max_steps}, got {self.warmup_steps}.")
+        if self.horizontal_flip and self.cache_latents:
+            raise ValueError(
+                "`horizontal_flip` must be False with cache_latents=True, which encodes each picture once."
+            )
+        if self.num_workers and self.cache_latents:
+            raise ValueError(
+                f"`num_workers` must be 0 with cache_latents=True, which reads nothing later, got {self.num_workers}."
+            )
+        if self.validation_every and not (self.validation_images and self.validation_prompts):
+            raise ValueError(
+                f"`validation_every` is {self.validation_every}, so `validation_images` and `validation_prompts` must "
+                "name at least one photo and one prompt."
+            )
