@@ -1,0 +1,191 @@
+"""`profusion demo | generate | train | convert`.
+
+Flags are not written down here: those of `generate` are read from `ProFusionPipeline.__call__` (its signature and
+docstring), those of `train` from the fields of `TrainingConfig`. Models, torch and Pillow are imported inside the
+functions that need them, so that `--help` is instant.
+"""
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import TrainingConfig
+from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function
+
+PACKAGE = Path(__file__).parent
+
+# Parameters of the call that say in which form Python gets the answer, or that a command of its own stands for.
+NOT_FLAGS = {"image", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after `profusion`; None takes those of the process.
+
+    Returns:
+        0 if it worked, 1 if it failed (one sentence on stderr; with `PROFUSION_DEBUG=1` in the environment the
+        exception itself).
+
+    Raises:
+        SystemExit: 2 for words that argparse refuses, 0 after `--help`.
+
+    Example:
+        >>> main(["generate", "--model", "demo", "--image", "missing.png", "--prompt", "S*", "--out", "x.png"])
+        1
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print("profusion: stopped.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if os.environ.get("PROFUSION_DEBUG") == "1":
+            raise
+        print(f"profusion: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def demo(args: argparse.Namespace) -> None:
+    from .picture_files import output_paths, write_pictures
+
+    paths = output_paths(args.out, 1, force=args.force)
+
+    from diffusers.utils.logging import tqdm
+
+    from .demo import demo_portraits, load_demo_pipeline
+    from .demo.grid import PROMPTS, render_demo_grid
+
+    pipe = load_demo_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with tqdm(unit="step") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        grid = render_demo_grid(
+            pipe, demo_portraits(), prompts=PROMPTS, seed=args.seed, num_inference_steps=args.steps, progress=progress
+        )
+    write_pictures([grid], paths)
+    print(paths[0])
+
+
+def generate(args: argparse.Namespace) -> None:
+    from .picture_files import output_paths, write_pictures
+
+    flags = {flag.name: flag for flag in call_flags()}
+    given = _given(args, flags.values())
+    images_per_prompt = given.get("num_images_per_prompt", flags["num_images_per_prompt"].default)
+    paths = output_paths(args.out, len(args.prompt) * images_per_prompt, force=args.force)
+
+    import torch
+
+    from .reference_images import load_reference_image
+
+    references = [load_reference_image(file, name="--image") for file in args.image]
+    pipe = _load_pipeline(args.model, args.device, args.dtype)
+    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(paths))]
+    images = pipe(image=[references] * len(args.prompt), generator=generators, **given).images
+    write_pictures(images, paths)
+    print(f"seed {seed}", file=sys.stderr)
+    print(*paths, sep="\n")
+
+
+def train(args: argparse.Namespace) -> None:
+    given = _given(args, flags_of_dataclass(TrainingConfig))
+    try:
+        config = TrainingConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    except ValueError as error:  # a number out of range, or words that contradict each other
+        args.refuse(str(error))
+
+    from .trainer import train
+
+    train(config)
+
+
+def convert(args: argparse.Namespace) -> None:
+    from .convert import convert_checkpoint
+
+    convert_checkpoint(args.source, args.target, force=args.force)
+    print(args.target)
+
+
+def call_flags() -> list[Flag]:
+    """What `profusion generate` passes on to `ProFusionPipeline.__call__`.
+
+    Example:
+        >>> [flag.default for flag in call_flags() if flag.name == "num_inference_steps"]
+        [50]
+    """
+    flags = flags_of_function(PACKAGE / "pipeline_profusion.py", "ProFusionPipeline.__call__")
+    return [flag for flag in flags if flag.name not in NOT_FLAGS]
+
+
+def _given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
+    return {flag.name: getattr(args, flag.name) for flag in flags if flag.name in args}
+
+
+def _load_pipeline(model: str, device: str | None, dtype: str | None):
+    import torch
+
+    from .demo import load_demo_pipeline
+    from .pipeline_profusion import ProFusionPipeline
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float16" if device.startswith("cuda") else "float32")
+    pipe = load_demo_pipeline() if model == "demo" else ProFusionPipeline.from_pretrained(model)
+    return pipe.to(device, getattr(torch, dtype))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="profusion", description="One portrait and a prompt -> pictures.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, demo, "Draw the demo grid with the bundled model, offline.")
+    command.add_argument("--seed", type=int, default=0, help="Seed of the noise (default: 0).")
+    command.add_argument("--steps", type=int, default=25, help="Denoising steps of each picture (default: 25).")
+    command.add_argument("--out", default="profusion_demo.png", help="The picture (default: profusion_demo.png).")
+    _add_force(command)
+
+    command = _command(commands, generate, "Pictures of the person on the reference photo(s).")
+    command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
+    command.add_argument(
+        "--image", required=True, nargs="+", metavar="FILE", help="Reference photo; several show the same person."
+    )
+    add_flags(command, call_flags(), required={"prompt"})
+    command.add_argument("--out", default="profusion.png", help="The picture; several are numbered (profusion.png).")
+    command.add_argument("--device", help="E.g. cpu, cuda:1 (default: cuda where there is one, else cpu).")
+    command.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], help="Default: float16 on cuda, float32 elsewhere."
+    )
+    command.add_argument("--seed", type=int, help="Seed of the first picture, +1 for each further one.")
+    _add_force(command)
+
+    command = _command(commands, train, "Train a PromptNet on a folder of pictures.")
+    add_flags(command, flags_of_dataclass(TrainingConfig))
+
+    command = _command(commands, convert, "The authors' 2023 checkpoint layout -> a ProFusion pipeline folder.")
+    command.add_argument("source", help="Folder or Hub id in the authors' layout.")
+    command.add_argument("target", help="The folder to write; it appears whole or not at all.")
+    _add_force(command)
+    return parser
+
+
+def _command(commands, run, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(run.__name__, help=help, description=help, argument_default=argparse.SUPPRESS)
+    parser.set_defaults(run=run, refuse=parser.error)
+    return parser
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", default=False, help="Replace what is there already.")

@@ -1,0 +1,56 @@
+"""The bundled demo model, 64-pixel avatars that this project trained from nothing, and portraits to try it on."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..pipeline_profusion import ProFusionPipeline
+from ..reference_images import load_reference_image
+
+FOLDER = Path(__file__).parent
+
+
+def load_demo_pipeline(
+    *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", folder: Path = FOLDER / "model"
+) -> ProFusionPipeline:
+    """The bundled model as a pipeline like any other: 64 x 64 pixels, a vocabulary of its own, no download.
+
+    Args:
+        dtype: Of all weights. They are stored in float16; on a CPU float32 is faster.
+        device: Where the pipeline is put.
+        folder: Another folder in the layout of `save_pretrained`, for whoever trains the demo model anew.
+
+    Returns:
+        The pipeline, ready to be called.
+
+    Raises:
+        FileNotFoundError: `folder` holds no pipeline.
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+        >>> pipe = load_demo_pipeline()
+        >>> pipe("a portrait of S*, wearing a blue top hat", image=demo_portraits()[0], class_noun="a person").images
+        [<PIL.Image.Image image mode=RGB size=64x64...>]
+    """
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"The demo model is not in {folder}: `make train-demo` trains it, an installed release has it."
+        )
+    # Without accelerate, which is no core dependency, diffusers can't load in the way that saves memory, and says so.
+    pipe = ProFusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    return pipe.to(device, dtype)
+
+
+def demo_portraits() -> list[Image.Image]:
+    """The bundled reference portraits: avatars that the demo model has not seen in training.
+
+    Returns:
+        RGB pictures of 64 x 64 pixels, in the order of their file names.
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits
+        >>> demo_portraits()[0].size
+        (64, 64)
+    """
+    return [load_reference_image(path) for path in sorted((FOLDER / "portraits").glob("*.png"))]

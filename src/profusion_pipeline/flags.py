@@ -1,0 +1,174 @@
+"""Command line flags read off a function or a dataclass: names, types, defaults and help are written once, there.
+
+A function is read from its source, not imported, which keeps `profusion generate --help` instant: importing the
+pipeline's module would bring torch with it.
+"""
+
+import argparse
+import ast
+import dataclasses
+import re
+import typing
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+KINDS = {"str": str, "float": float, "int": int, "bool": bool}  # of a union the first one found is taken
+REQUIRED = dataclasses.MISSING
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One parameter that can be typed.
+
+    Args:
+        name: The parameter's name; the flag is `--name` with dashes.
+        kind: `str`, `float`, `int` or `bool`.
+        many: Whether it takes a list of `kind`.
+        default: The parameter's own default, or `REQUIRED`.
+        help: What it means.
+        choices: The allowed words, None for any.
+
+    Example:
+        >>> Flag("num_steps", int, many=False, default=50, help="Denoising steps.").option
+        '--num-steps'
+    """
+
+    name: str
+    kind: type
+    many: bool
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def option(self) -> str:
+        """The flag as it is typed."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+def flags_of_function(path: Path, qualname: str) -> list[Flag]:
+    """The flags of the function `qualname` in the Python file at `path`, in the order of its signature.
+
+    A parameter is a flag if its annotation names `str`, `float`, `int` or `bool`; tensors, generators and callbacks
+    can't be typed and are left out. Help comes from the docstring's `Args`.
+
+    Args:
+        path: A Python source file.
+        qualname: Dotted name inside the file, e.g. `"ProFusionPipeline.__call__"`.
+
+    Returns:
+        One flag for each such parameter.
+
+    Raises:
+        KeyError: The file defines no such name.
+
+    Example:
+        >>> [flag.name for flag in flags_of_function(Path(__file__), "flags_of_function")]
+        ['qualname']
+    """
+    function = ast.parse(path.read_text(encoding="utf-8"))
+    for part in qualname.split("."):
+        definitions = [node for node in function.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        function = {node.name: node for node in definitions}[part]
+    helps = argument_help(ast.get_docstring(function) or "")
+    return [
+        Flag(name, kind, many, default, helps[name])
+        for name, annotation, default in _parameters(function.args)
+        for kind, many in _kind_in_source(annotation)
+    ]
+
+
+def flags_of_dataclass(cls: type) -> list[Flag]:
+    """The flags of a dataclass whose fields carry `help` and `choices` in their metadata.
+
+    Args:
+        cls: A dataclass with fields of type str, float, int, bool, one of these or None, or a tuple of these.
+
+    Returns:
+        One flag for each field.
+
+    Example:
+        >>> from profusion_pipeline import TrainingConfig
+        >>> flags_of_dataclass(TrainingConfig)[0].option
+        '--model'
+    """
+    return [
+        Flag(
+            field.name,
+            next(member for member in typing.get_args(field.type) or [field.type] if member in KINDS.values()),
+            typing.get_origin(field.type) is tuple,
+            field.default,
+            field.metadata["help"],
+            field.metadata["choices"],
+        )
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: Collection[str] = ()) -> None:
+    """Teach `parser` these flags. One that is not given leaves nothing behind, so that the callee's default holds.
+
+    Args:
+        parser: Made with `argument_default=argparse.SUPPRESS`.
+        flags: What to add.
+        required: Names that must be given although the function has a default for them.
+
+    Example:
+        >>> parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+        >>> add_flags(parser, [Flag("eta", float, many=False, default=0.0, help="Noise of DDIM.")])
+        >>> parser.parse_args(["--eta", "0.5"]).eta, vars(parser.parse_args([]))
+        (0.5, {})
+    """
+    for flag in flags:
+        must = flag.default is REQUIRED or flag.name in required
+        default = "" if must or flag.default in (None, ()) else f" (default: {flag.default})"
+        help = f"{flag.help}{default}".replace("%", "%%")
+        if flag.kind is bool:
+            parser.add_argument(flag.option, action=argparse.BooleanOptionalAction, help=help)
+        else:
+            metavar = None if flag.choices else flag.kind.__name__.upper()
+            nargs = "+" if flag.many else None
+            parser.add_argument(
+                flag.option,
+                type=flag.kind,
+                nargs=nargs,
+                choices=flag.choices,
+                metavar=metavar,
+                required=must,
+                help=help,
+            )
+
+
+def argument_help(docstring: str) -> dict[str, str]:
+    """The entries of the `Args:` section of a Google style docstring, each on one line.
+
+    Args:
+        docstring: Without the indentation of the code around it, as `ast.get_docstring` and `inspect.getdoc` give it.
+
+    Returns:
+        Parameter name -> text.
+
+    Example:
+        >>> argument_help("Add.\\n\\nArgs:\\n    x: Left\\n        side.\\n    y (`int`): Right side.")
+        {'x': 'Left side.', 'y': 'Right side.'}
+    """
+    section = re.search(r"^Args:\n((?:[ ]+\S.*\n?|[ ]*\n)+)", docstring, re.MULTILINE)
+    if not section:
+        return {}
+    indent = re.match(r" +", section[1])[0]
+    entries = re.split(rf"^{indent}(?=\S)", section[1], flags=re.MULTILINE)[1:]
+    heads = [re.match(r"\*{0,2}(\w+)(?: *\(.*?\))?:\s(.*)", entry, re.DOTALL) for entry in entries]
+    return {head[1]: " ".join(head[2].split()) for head in heads}
+
+
+def _parameters(args: ast.arguments) -> Iterator[tuple[str, ast.expr | None, Any]]:
+    positional = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(positional) - len(args.defaults)) + args.defaults
+    for arg, default in zip([*positional, *args.kwonlyargs], [*defaults, *args.kw_defaults], strict=True):
+        yield arg.arg, arg.annotation, REQUIRED if default is None else ast.literal_eval(default)
+
+
+def _kind_in_source(annotation: ast.expr | None) -> list[tuple[type, bool]]:
+    names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)] if annotation else []
+    return [(kind, "list" in names) for name, kind in KINDS.items() if name in names][:1]
