@@ -1,0 +1,102 @@
+"""The layers, held by reading the imports: a file may import only from layers below its own."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "profusion_pipeline"
+
+LAYERS = {
+    "fusion_sampling": 0,
+    "noise_levels": 0,
+    "subject_prompt": 0,
+    "reference_images": 0,
+    "modeling_promptnet": 0,
+    "config": 0,
+    "flags": 0,
+    "picture_files": 0,
+    "pipeline_profusion": 1,
+    "losses": 1,
+    "data": 1,
+    "trainer": 2,
+    "convert": 2,
+    "demo": 2,
+    "cli": 4,
+    "__init__": 5,
+}
+
+CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub", "safetensors"}
+EXTRAS = {"trainer": {"accelerate"}, "data": {"datasets"}}
+
+# The method: these files are also the files of a Hub repository, where nothing but themselves can be imported.
+SHIPPED = {
+    "pipeline_profusion": {"torch", "numpy", "PIL", "transformers", "diffusers"},
+    "modeling_promptnet": {"torch", "numpy", "diffusers"},
+    "subject_prompt": {"torch", "transformers"},
+    "reference_images": {"torch", "numpy", "PIL"},
+    "noise_levels": {"torch", "diffusers"},
+    "fusion_sampling": {"torch"},
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The name under which a file stands in LAYERS: its own, or that of its folder."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """(rooms of this package, top-level modules of others) that a file imports anywhere in its code."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            others |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            inside = path.parent.relative_to(PACKAGE).parts
+            target = [*inside[: len(inside) - node.level + 1], *(node.module or "").split(".")]
+            ours.add(next(part for part in target if part))
+    return ours, others - sys.stdlib_module_names
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_go_down(path):
+    ours, others = imports(path)
+    below = {target for target, layer in LAYERS.items() if layer < LAYERS[room(path)]}
+    assert ours - {room(path)} <= below
+    assert others <= CORE | EXTRAS.get(room(path), set())
+
+
+@pytest.mark.parametrize("module", SHIPPED)
+def test_shipped_files_import_only_what_a_hub_repository_has(module):
+    ours, others = imports(PACKAGE / f"{module}.py")
+    assert others <= SHIPPED[module]
+    assert ours <= (SHIPPED.keys() - {module} if module == "pipeline_profusion" else set())
+
+
+@pytest.mark.parametrize("module", SHIPPED)
+def test_the_hub_loader_sees_the_same_imports(module):
+    """diffusers finds relative imports by regular expression, in docstrings too."""
+    from diffusers.utils.dynamic_modules_utils import get_relative_imports
+
+    path = PACKAGE / f"{module}.py"
+    assert set(get_relative_imports(path)) == imports(path)[0]
+
+
+def test_every_layer_entry_is_a_file():
+    assert {room(path) for path in FILES} == LAYERS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_file_has_its_tests(path):
+    mirror = "_".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    wanted = f"test_{mirror.removesuffix('___init__').strip('_')}.py"
+    assert (Path(__file__).parent / wanted).is_file()
