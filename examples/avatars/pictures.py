@@ -1,0 +1,45 @@
+"""Pictures of the avatar world as arrays, rendered once and kept on disk."""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from world import Portrait, Renderer, sample_portrait
+
+# Portraits of a split are those of the seeds FIRST_SEED[split], FIRST_SEED[split] + 1, ...
+FIRST_SEED = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
+
+
+def portraits(split: str, count: int) -> list[Portrait]:
+    """The first `count` portraits of a split."""
+    return [sample_portrait(FIRST_SEED[split] + index, split) for index in range(count)]
+
+
+def render_range(split: str, first: int, last: int) -> np.ndarray:
+    render = Renderer()
+    return np.stack([render(sample_portrait(FIRST_SEED[split] + index, split)) for index in range(first, last)])
+
+
+def pictures(split: str, count: int, folder: Path) -> np.ndarray:
+    """The pictures of `portraits(split, count)`, `[count, 64, 64, 3]` uint8, mapped from a file made when missing."""
+    path = folder / f"{split}_{count}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        bounds = list(range(0, count, 2000)) + [count]
+        with ProcessPoolExecutor() as pool:
+            chunks = pool.map(render_range, [split] * (len(bounds) - 1), bounds[:-1], bounds[1:])
+            rendered = np.concatenate(list(chunks))
+        np.save(path.with_suffix(".tmp.npy"), rendered)
+        path.with_suffix(".tmp.npy").replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """`[B, H, W, 3]` uint8 -> `[B, 3, H, W]` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """`[B, 3, H, W]` in [-1, 1] -> `[B, H, W, 3]` uint8."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
