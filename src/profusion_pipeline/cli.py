@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["generate", "--model", "demo", "--image", "missing.png", "--prompt", "S*", "--out", "x.png"])
         1
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # their remarks are for those who write code
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         args.run(args)
     except KeyboardInterrupt:
@@ -147,7 +149,13 @@ def _load_pipeline(model: str, device: str | None, dtype: str | None):
     return pipe.to(device, getattr(torch, dtype))
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands.
+
+    Example:
+        >>> build_parser().parse_args(["convert", "old", "new"]).target
+        'new'
+    """
     parser = argparse.ArgumentParser(prog="profusion", description="One portrait and a prompt -> pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
