@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm import tqdm
@@ -43,6 +43,11 @@ class Schedule:
         progress = step / self.steps
         fall = 0.0 if progress < self.tail else (progress - self.tail) / (1 - self.tail)
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * fall)))
+
+
+def processes() -> PartialState:
+    """The processes of this run: `.main_process_first()` where one makes what all read, `.is_main_process` to save."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def draw_generator(seed: int, draw: int) -> torch.Generator:

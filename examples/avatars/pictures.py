@@ -1,10 +1,13 @@
 """Pictures of the avatar world as arrays, rendered once and kept on disk."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
+from loop import processes
 from world import Portrait, Renderer, sample_portrait
 
 # Portraits of a split are those of the seeds FIRST_SEED[split], FIRST_SEED[split] + 1, ...
@@ -23,15 +26,23 @@ def render_range(split: str, first: int, last: int) -> np.ndarray:
 
 def pictures(split: str, count: int, folder: Path) -> np.ndarray:
     """The pictures of `portraits(split, count)`, `[count, 64, 64, 3]` uint8, mapped from a file made when missing."""
-    path = folder / f"{split}_{count}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        bounds = list(range(0, count, 2000)) + [count]
+
+    def render_all() -> np.ndarray:
+        bounds = [*range(0, count, 2000), count]
         with ProcessPoolExecutor() as pool:
-            chunks = pool.map(render_range, [split] * (len(bounds) - 1), bounds[:-1], bounds[1:])
-            rendered = np.concatenate(list(chunks))
-        np.save(path.with_suffix(".tmp.npy"), rendered)
-        path.with_suffix(".tmp.npy").replace(path)
+            return np.concatenate(list(pool.map(render_range, repeat(split), bounds[:-1], bounds[1:])))
+
+    return stored(folder / f"{split}_{count}.npy", render_all)
+
+
+def stored(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in a file, mapped; made by the first process that finds the file missing."""
+    with processes().main_process_first():
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, make())
+            temporary.replace(path)
     return np.load(path, mmap_mode="r")
 
 

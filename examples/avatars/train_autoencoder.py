@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from loop import Schedule, fit, draw_generator
+from loop import Schedule, draw_generator, fit, processes
 from pictures import pictures, to_pixels, to_tensor
 from torch import nn
 
@@ -91,6 +91,8 @@ def main(work: Path, count: int = 30_000, steps: int = 10_000, batch_size: int =
     schedule = Schedule(steps=steps, learning_rate=rate, ema_decay=0.998, tail=0.3)
     fit(Reconstruction(vae, images, batch_size), schedule, work / "autoencoder")
     fold_normalisation(vae, to_tensor(images[:2000]).to(vae.device))
+    if not processes().is_main_process:
+        return work / "vae"
     vae.save_pretrained(work / "vae")
     values = psnr(vae, pictures("validation", 500, work / "data"))
     print(f"PSNR {values.mean():.2f} dB (median {np.median(values):.2f}) on {len(values)} validation pictures")

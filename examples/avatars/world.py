@@ -1,8 +1,8 @@
 """The avatar world: cartoon portraits of 64 x 64 pixels whose every attribute is known.
 
-An *identity* is who somebody is (hair, skin, eyes, facial hair: what one reference photo must tell), a *control* is what
-the text asks for (clothes, glasses, hat, expression, place, style). `Renderer` draws the two as a picture, `caption` says
-them in words, and both are deterministic functions of a seed. Train, validation and test identities are disjoint.
+An *identity* is who somebody is (hair, skin, eyes, facial hair: what one reference photo must tell), a *control* is
+what the text asks for (clothes, glasses, hat, expression, place, style). `Renderer` draws the two as a picture,
+`caption` says them in words, and both are functions of a seed. Train, validation and test identities are disjoint.
 
     portrait = sample_portrait(seed=7, split="test")
     picture = Renderer()(portrait)                     # [64, 64, 3] uint8
@@ -210,8 +210,8 @@ def sample_portrait(seed: int, split: str | None = None) -> Portrait:
 class Renderer:
     """Portrait -> picture `[64, 64, 3]` uint8, from the parts that `parts.py` rasterised."""
 
-    def __init__(self, parts: Path = Path(__file__).with_name("parts_64.npz")):
-        stored = np.load(parts)
+    def __init__(self):
+        stored = np.load(Path(__file__).with_name("parts_64.npz"))
         self.parts = {}
         for key in stored.files:
             name, kind = key.rsplit("|", 1)
