@@ -1,7 +1,8 @@
 """Train the tokenizer and a mini CLIP: its towers become the text encoder and the image encoder of the demo model.
 
 Contrastive loss between pictures and captions, and a second loss: every attribute must be readable from the tokens of
-the text, and from those of the picture, by attention pooling. Without it the text-to-image model does not bind colours to things.
+the text, and from those of the picture, by attention pooling. Without it the text-to-image model does not bind colours
+to things.
 """
 
 import argparse

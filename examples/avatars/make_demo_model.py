@@ -1,0 +1,95 @@
+"""Make the whole demo model from nothing: `make train-demo`.
+
+Each stage is a script beside this one, run in as many processes as there are cores (or GPUs). A stage that is done is
+passed over, one that was interrupted goes on from its checkpoint, so run this again after a stop. In the end the pipeline
+stands in `src/profusion_pipeline/demo/model`, a few portraits of test people beside it, and the scorer in `scorer/`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from attributes import AttributeReader
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from score import SCORER, reference_portrait
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from world import Renderer
+
+from profusion_pipeline import ProFusionPipeline, PromptNet
+from profusion_pipeline.demo import FOLDER
+
+# Stage -> what it leaves behind when it is done.
+STAGES = {
+    "train_autoencoder": "vae",
+    "train_clip": "feature_extractor",
+    "attributes": "reader",
+    "train_unet": "scheduler",
+    "train_promptnet": "promptnet_training/promptnet",
+}
+# Test people whose portraits are bundled: chosen to look different from each other, not for how well they come out.
+PORTRAIT_SEEDS = (3, 5, 8, 11, 14, 17)
+
+
+def run_stage(name: str, work: Path, number_of_processes: int, batch_size: int | None) -> None:
+    script = Path(__file__).with_name(f"{name}.py")
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number_of_processes}", str(script)]
+    if batch_size and name.startswith("train_"):
+        command += ["--batch-size", str(batch_size)]
+    subprocess.run(
+        [*command, "--work", str(work)],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": str(not torch.cuda.is_available())},
+    )
+
+
+def assemble(work: Path, target: Path) -> None:
+    """The trained parts as one pipeline folder, float16."""
+    text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder")
+    pipe = ProFusionPipeline(
+        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet"),
+        scheduler=DDIMScheduler.from_pretrained(work / "scheduler"),
+        promptnet=PromptNet.from_pretrained(work / "promptnet_training" / "promptnet"),
+        image_encoder=CLIPVisionModel.from_pretrained(work / "image_encoder"),
+        feature_extractor=CLIPImageProcessor.from_pretrained(work / "feature_extractor"),
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    pipe.to(torch.float16).save_pretrained(target)
+
+
+def save_scorer(work: Path, target: Path) -> None:
+    """What `score.py` needs beside the pipeline: the attribute reader and CLIP's two projections, float16."""
+    AttributeReader.from_pretrained(work / "reader").half().save_pretrained(target / "reader")
+    clip = CLIPModel.from_pretrained(work / "clip")
+    projections = {name: getattr(clip, name).weight.half() for name in ("text_projection", "visual_projection")}
+    save_file(projections, target / "clip_projections.safetensors")
+
+
+def main(work: Path, processes: int, batch_size: int | None = None) -> None:
+    for name, product in STAGES.items():
+        if not (work / product).exists():
+            print(f"--- {name}", flush=True)
+            run_stage(name, work, processes, batch_size)
+    assemble(work, FOLDER / "model")
+    save_scorer(work, SCORER)
+    (FOLDER / "portraits").mkdir(exist_ok=True)
+    render = Renderer()
+    for seed in PORTRAIT_SEEDS:
+        Image.fromarray(render(reference_portrait(seed, "test"))).save(FOLDER / "portraits" / f"person_{seed:02d}.png")
+
+
+if __name__ == "__main__":
+    available = torch.cuda.device_count() or os.cpu_count()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
+    parser.add_argument("--processes", type=int, default=available, help="one a core or GPU")
+    parser.add_argument("--batch-size", type=int, help="pictures a step and process; larger on a GPU")
+    main(**vars(parser.parse_args()))
