@@ -9,33 +9,47 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "profusion_pipeline"
 
 LAYERS = {
+    # the method
     "fusion_sampling": 0,
     "noise_levels": 0,
     "subject_prompt": 0,
+    "subject_embedding": 0,
     "reference_images": 0,
+    "profusion_inputs": 0,
     "modeling_promptnet": 0,
-    "config": 0,
-    "flags": 0,
-    "picture_files": 0,
     "pipeline_profusion": 1,
+    # learning
+    "config": 0,
+    "data": 0,
+    "checkpoints": 0,
+    "training_log": 0,
     "losses": 1,
-    "data": 1,
-    "trainer": 2,
+    "picture_batches": 1,
+    "training_components": 1,
+    "training_run": 2,
+    "validation": 2,
+    "trainer": 3,
+    # shipping
     "convert": 2,
     "demo": 2,
+    "flags": 0,
+    "picture_files": 0,
     "cli": 4,
     "__init__": 5,
 }
 
 CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub", "safetensors"}
-EXTRAS = {"trainer": {"accelerate"}, "data": {"datasets"}}
+TRAINING = {"accelerate", "peft", "datasets", "tqdm"}  # of the extra `train`, and what comes with it
+EXTRAS = {"trainer": TRAINING, "training_run": TRAINING, "training_components": TRAINING}
 
 # The method: these files are also the files of a Hub repository, where nothing but themselves can be imported.
 SHIPPED = {
     "pipeline_profusion": {"torch", "numpy", "PIL", "transformers", "diffusers"},
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
     "subject_prompt": {"torch", "transformers"},
+    "subject_embedding": {"torch", "safetensors"},
     "reference_images": {"torch", "numpy", "PIL"},
+    "profusion_inputs": {"torch"},
     "noise_levels": {"torch", "diffusers"},
     "fusion_sampling": {"torch"},
 }

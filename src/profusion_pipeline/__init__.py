@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .demo import load_demo_pipeline as load_demo_pipeline
     from .modeling_promptnet import PromptNet as PromptNet
     from .pipeline_profusion import ProFusionPipeline as ProFusionPipeline
-    from .pipeline_profusion import SubjectEmbedding as SubjectEmbedding
+    from .subject_embedding import SubjectEmbedding as SubjectEmbedding
 
 _HOME = {
     "ProFusionPipeline": "pipeline_profusion",
-    "SubjectEmbedding": "pipeline_profusion",
+    "SubjectEmbedding": "subject_embedding",
     "PromptNet": "modeling_promptnet",
     "TrainingConfig": "config",
     "convert_checkpoint": "convert",

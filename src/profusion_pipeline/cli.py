@@ -110,15 +110,16 @@ def train(args: argparse.Namespace) -> None:
     except ValueError as error:  # a number out of range, or words that contradict each other
         args.refuse(str(error))
 
-    from .trainer import train
+    from .trainer import train_promptnet
 
-    train(config)
+    print(train_promptnet(config))
 
 
 def convert(args: argparse.Namespace) -> None:
     from .convert import convert_checkpoint
 
-    convert_checkpoint(args.source, args.target, force=args.force)
+    facts = convert_checkpoint(args.source, args.target, force=args.force)
+    print(*facts, sep="\n", file=sys.stderr)
     print(args.target)
 
 
