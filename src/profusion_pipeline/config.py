@@ -143,7 +143,7 @@ class TrainingConfig:
     region_kernel_size: int | None = setting(
         None,
         help="Side of the square of PromptNet's region map (1/8 of the latent grid) that makes one pseudo word; None "
-        "takes the whole map: one pseudo word per picture.",
+        "takes the whole map at the unet's own size: one pseudo word per picture.",
         minimum=1,
     )
     region_proj_channel: int = setting(
@@ -171,14 +171,17 @@ class TrainingConfig:
         "says how much); without, pictures are read and encoded anew each time.",
     )
     num_workers: int = setting(
-        0, help="Processes that read pictures while the model learns; only without cache.", minimum=0, resumable=True
+        0, help="Processes that read pictures ahead; 0 reads them in between.", minimum=0, resumable=True
     )
 
     # Optimisation
     max_steps: int = setting(80_000, help="Optimiser steps in all.", minimum=1, resumable=True)
-    batch_size: int = setting(8, help="Pictures per forward pass and process.", minimum=1)
+    batch_size: int = setting(8, help="Pictures per forward pass and process.", minimum=1, resumable=True)
     gradient_accumulation_steps: int = setting(
-        1, help="Forward passes per optimiser step: the effective batch is this many times larger.", minimum=1
+        1,
+        help="Forward passes per optimiser step: the effective batch is this many times larger.",
+        minimum=1,
+        resumable=True,
     )
     learning_rate: float = setting(2e-5, help="Peak learning rate of AdamW.", minimum=0.0)
     lr_scheduler: str = setting(
@@ -268,10 +271,6 @@ class TrainingConfig:
         if self.horizontal_flip and self.cache_latents:
             raise ValueError(
                 "`horizontal_flip` must be False with cache_latents=True, which encodes each picture once."
-            )
-        if self.num_workers and self.cache_latents:
-            raise ValueError(
-                f"`num_workers` must be 0 with cache_latents=True, which reads nothing later, got {self.num_workers}."
             )
         if self.validation_every and not (self.validation_images and self.validation_prompts):
             raise ValueError(

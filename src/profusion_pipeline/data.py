@@ -1,0 +1,240 @@
+"""What sample number n of a training run is: its picture, its reference, its timestep and its noise.
+
+Sample number n is the n-th sample that the whole run learns from, whatever batch, process or restart it falls into.
+Everything about it is drawn from generators keyed by (seed, n), so a run that is interrupted and resumed, split into
+accumulation steps or spread over processes sees the same samples. `picture_batches.py` turns the choices into tensors.
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+METADATA_FILE = "metadata.jsonl"
+ORDER, CHOICE, NOISE = range(3)  # which generator of a seed
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """The pictures of a data set and who may be whose reference.
+
+    Args:
+        files: All picture files.
+        targets: The pictures to learn, as indices into `files`.
+        references: For each target the pictures of the same person that may be its reference, as indices into `files`.
+
+    Example:
+        >>> PictureFolder((Path("a.png"), Path("b.png")), (0, 1), ((1,), (0,))).references[0]
+        (1,)
+    """
+
+    files: tuple[Path, ...]
+    targets: tuple[int, ...]
+    references: tuple[tuple[int, ...], ...]
+
+
+def read_picture_folder(folder: str | Path, *, reference: str = "same") -> PictureFolder:
+    """List the pictures of a folder in the layout of Hugging Face's `imagefolder`.
+
+    With a `metadata.jsonl` in the folder, its lines are the pictures to learn: `{"file_name": "a/1.png", "ref_img":
+    ["a/2.png"]}`, names relative to the folder, `ref_img` one name or a list, other keys ignored. Without, all
+    pictures at every depth are, in the order of their paths.
+
+    Args:
+        folder: The data set.
+        reference: "same" (a picture is its own reference) or "other" (one of its `ref_img`).
+
+    Returns:
+        The table of files, targets and references. No picture is opened.
+
+    Raises:
+        ValueError: No such folder, no pictures in it, a line of metadata that is broken or names a file that isn't
+            there, or `reference="other"` and a picture without `ref_img`.
+
+    Example:
+        >>> read_picture_folder("portraits", reference="other")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`data` must be a folder of pictures that exists, got {str(folder)!r}.")
+    metadata = folder / METADATA_FILE
+    if metadata.is_file():
+        rows = _read_metadata(metadata)
+    elif reference == "other":
+        raise ValueError(
+            f"`reference` is 'other', so {str(metadata)!r} must exist and name other pictures of each person (ref_img)."
+        )
+    else:
+        rows = {path.relative_to(folder).as_posix(): () for path in sorted(folder.rglob("*")) if _is_picture(path)}
+    if not rows:
+        raise ValueError(
+            f"`data` must hold at least one picture ({', '.join(PICTURE_SUFFIXES)}), found none in {str(folder)!r}."
+        )
+    if reference == "same":
+        references = {name: (name,) for name in rows}
+    else:
+        references = rows
+        for name, others in references.items():
+            if not others:
+                raise ValueError(f"`reference` is 'other', so {name!r} must have a ref_img in {str(metadata)!r}.")
+    names = dict.fromkeys([*rows, *(other for others in references.values() for other in others)])
+    index = {name: i for i, name in enumerate(names)}
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{str(metadata)!r} must name files of its folder, {name!r} is not there.")
+    return PictureFolder(
+        files=tuple(folder / name for name in names),
+        targets=tuple(index[name] for name in rows),
+        references=tuple(tuple(index[other] for other in others) for others in references.values()),
+    )
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
+    rows = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{str(path)!r}, line {number},"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} must be one JSON object, got {line[:80]!r}: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            raise ValueError(f"{where} must be an object with a text `file_name`, got {line[:80]!r}.")
+        others = row.get("ref_img") or []
+        others = [others] if isinstance(others, str) else others
+        if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
+            raise ValueError(f"{where} must have as `ref_img` one file name or a list of them, got {others!r}.")
+        if row["file_name"] in rows:
+            raise ValueError(f"{where} must name each file once, {row['file_name']!r} was there before.")
+        rows[row["file_name"]] = tuple(others)
+    return rows
+
+
+class SampleChoice(NamedTuple):
+    """Which pictures a sample is made of.
+
+    Args:
+        target: The picture to learn, an index into `PictureFolder.files`.
+        reference: The reference photo, likewise.
+        flip: Whether both are mirrored.
+    """
+
+    target: int
+    reference: int
+    flip: bool
+
+
+def choose_sample(number: int, pictures: PictureFolder, *, seed: int, horizontal_flip: bool = False) -> SampleChoice:
+    """The pictures of sample `number`: every epoch goes through all targets once, in an order of its own.
+
+    Args:
+        number: Sample number, from 0, counted over the whole run.
+        pictures: The data set.
+        seed: Of the run.
+        horizontal_flip: Mirror every second sample, at random.
+
+    Returns:
+        Target, reference and flip.
+
+    Example:
+        >>> pictures = PictureFolder((Path("a.png"), Path("b.png")), (0, 1), ((0,), (1,)))
+        >>> sorted(choose_sample(n, pictures, seed=0).target for n in (0, 1))
+        [0, 1]
+    """
+    epoch, place = divmod(number, len(pictures.targets))
+    row = _epoch_order(len(pictures.targets), seed, epoch)[place]
+    candidates = pictures.references[row]
+    generator = np.random.default_rng((seed, CHOICE, number))
+    return SampleChoice(
+        target=pictures.targets[row],
+        reference=candidates[generator.integers(len(candidates))],
+        flip=horizontal_flip and bool(generator.integers(2)),
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(num_targets: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(num_targets)
+
+
+class NoiseDraws(NamedTuple):
+    """What is random about samples besides their pictures.
+
+    Args:
+        timesteps: t, uniform over all timesteps `[B]`, int64.
+        noise: Standard normal, to be added to the latents `[B, C, h, w]`.
+        posterior_noise: Standard normal, to draw the latents from the VAE's posterior `[B, C, h, w]`.
+    """
+
+    timesteps: torch.Tensor
+    noise: torch.Tensor
+    posterior_noise: torch.Tensor
+
+
+def draw_noise(
+    numbers: Sequence[int], *, seed: int, num_timesteps: int, latent_shape: tuple[int, int, int]
+) -> NoiseDraws:
+    """Timesteps and noises of samples, each from its own generator.
+
+    Args:
+        numbers: Sample numbers.
+        seed: Of the run.
+        num_timesteps: Timesteps are drawn from 0..num_timesteps-1.
+        latent_shape: (C, h, w).
+
+    Returns:
+        The draws, on the CPU.
+
+    Example:
+        >>> draw_noise([7], seed=0, num_timesteps=1000, latent_shape=(4, 8, 8)).noise.shape
+        torch.Size([1, 4, 8, 8])
+    """
+    timesteps = np.empty(len(numbers), dtype=np.int64)
+    noises = np.empty((2, len(numbers), *latent_shape), dtype=np.float32)
+    for i, number in enumerate(numbers):
+        generator = np.random.default_rng((seed, NOISE, number))
+        timesteps[i] = generator.integers(num_timesteps)
+        for noise in noises:
+            generator.standard_normal(out=noise[i], dtype=np.float32)
+    return NoiseDraws(torch.from_numpy(timesteps), *torch.from_numpy(noises))
+
+
+def batch_numbers(
+    first_step: int, *, batch_size: int, accumulation: int = 1, process: int = 0, num_processes: int = 1
+) -> Iterator[range]:
+    """The sample numbers of one process's batches from a step on, without end.
+
+    A step learns from `accumulation * num_processes * batch_size` consecutive samples; each process takes its share of
+    every forward pass.
+
+    Args:
+        first_step: Optimiser step to begin with, from 0.
+        batch_size: Samples of one forward pass of one process.
+        accumulation: Forward passes per step.
+        process: Index of this process.
+        num_processes: How many there are.
+
+    Yields:
+        `batch_size` numbers per forward pass.
+
+    Example:
+        >>> numbers = batch_numbers(1, batch_size=2, accumulation=2)
+        >>> next(numbers), next(numbers)
+        (range(4, 6), range(6, 8))
+    """
+    width = batch_size * num_processes
+    start = first_step * accumulation * width + process * batch_size
+    while True:
+        yield range(start, start + batch_size)
+        start += width

@@ -1,0 +1,245 @@
+"""Picture files -> batches of what PromptNet and UNet read: posterior of the latents, and vision states.
+
+Two sources give the same batches: [`CachedPictures`] encodes every picture once and keeps the result in memory,
+[`StreamedPictures`] reads and encodes pictures as they are needed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPVisionModel
+
+from .data import PictureFolder, choose_sample
+from .reference_images import load_reference_image
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a file to what VAE and vision tower read.
+
+    Args:
+        resolution: Side to which pictures are scaled and centre-cropped.
+        feature_extractor: The vision tower's `CLIPImageProcessor`; it sees the cropped picture.
+
+    Example:
+        >>> from transformers import CLIPImageProcessor
+        >>> read = Preprocessing(64, CLIPImageProcessor())
+        >>> pixels, vision_pixels = read(Path("me.png"))  # doctest: +SKIP
+    """
+
+    resolution: int
+    feature_extractor: Any
+
+    def __call__(self, file: Path, *, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read one picture.
+
+        Args:
+            file: The picture.
+            flip: Whether to mirror it.
+
+        Returns:
+            Pixels in -1..1 `[3, H, W]` for the VAE, and the vision tower's `[3, H', W']`.
+
+        Raises:
+            ValueError: The file is not a whole picture.
+        """
+        picture = load_reference_image(file, name=str(file))
+        picture = ImageOps.fit(picture, (self.resolution, self.resolution), Image.Resampling.LANCZOS)
+        picture = ImageOps.mirror(picture) if flip else picture
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1  # [3, H, W]
+        return pixels, self.feature_extractor(images=picture, return_tensors="pt").pixel_values[0]  # [3, H', W']
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The frozen models that turn pixels into what PromptNet and UNet read.
+
+    Args:
+        vae: The autoencoder.
+        image_encoder: The CLIP vision tower.
+
+    Example:
+        >>> encoders = Encoders(pipe.vae, pipe.image_encoder)  # doctest: +SKIP
+        >>> mean, std = encoders.posterior(torch.zeros(1, 3, 64, 64))  # doctest: +SKIP
+    """
+
+    vae: AutoencoderKL
+    image_encoder: CLIPVisionModel
+
+    @torch.no_grad()
+    def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the VAE's latents `[B, C, h, w]`, scaled by its scaling factor."""
+        distribution = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        scale = self.vae.config.scaling_factor
+        return scale * distribution.mean, scale * distribution.std  # [B, C, h, w] each
+
+    @torch.no_grad()
+    def image_states(self, vision_pixels: torch.Tensor) -> torch.Tensor:
+        """The vision tower's last hidden state `[B, N, V]`, all tokens, without the post layer norm."""
+        pixels = vision_pixels.to(self.image_encoder.device, self.image_encoder.dtype)
+        return self.image_encoder(pixels).last_hidden_state  # [B, N, V]
+
+
+class Batch(NamedTuple):
+    """Encoded pictures of some samples, in float32.
+
+    Args:
+        mean: Of the target latents' posterior `[B, C, h, w]`.
+        std: Of the target latents' posterior `[B, C, h, w]`.
+        reference_latents: Posterior mean of the references, which is what the pipeline gives PromptNet `[B, C, h, w]`.
+        image_states: Vision states of the references `[B, N, V]`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    reference_latents: torch.Tensor
+    image_states: torch.Tensor
+
+
+class CachedPictures:
+    """All pictures of a folder, encoded once, in memory in half precision.
+
+    Args:
+        pictures: The data set.
+        preprocessing: How to read a file.
+        encoders: How to encode what was read.
+        seed: Of the run.
+        batch_size: Pictures encoded at once.
+        num_workers: Processes that read pictures meanwhile.
+        progress: Wraps the iteration over batches, for example `tqdm`.
+
+    Example:
+        >>> source = CachedPictures(pictures, preprocessing, encoders, seed=0)  # doctest: +SKIP
+        >>> batch = next(source.batches([range(0, 8)]))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        pictures: PictureFolder,
+        preprocessing: Preprocessing,
+        encoders: Encoders,
+        *,
+        seed: int,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        progress: Callable[[Iterable], Iterable] = iter,
+    ):
+        self.pictures, self.seed = pictures, seed
+        files = _Files(pictures.files, preprocessing)
+        loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers)
+        self.mean = self.std = self.states = None
+        start = 0
+        for pixels, vision_pixels in progress(loader):
+            encoded = (*encoders.posterior(pixels), encoders.image_states(vision_pixels))
+            if self.mean is None:
+                self.mean, self.std, self.states = (
+                    torch.empty(len(files), *part.shape[1:], dtype=torch.float16) for part in encoded
+                )
+            end = start + len(pixels)
+            for store, part in zip((self.mean, self.std, self.states), encoded, strict=True):
+                store[start:end] = part
+            start = end
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken."""
+        return sum(store.nbytes for store in (self.mean, self.std, self.states))
+
+    def batches(self, numbers: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of samples, on the CPU.
+
+        Args:
+            numbers: Sample numbers of each batch.
+
+        Yields:
+            One batch for each.
+        """
+        for batch in numbers:
+            choices = [choose_sample(number, self.pictures, seed=self.seed) for number in batch]
+            targets = torch.tensor([choice.target for choice in choices])  # [B]
+            references = torch.tensor([choice.reference for choice in choices])  # [B]
+            yield Batch(
+                mean=self.mean[targets].float(),
+                std=self.std[targets].float(),
+                reference_latents=self.mean[references].float(),
+                image_states=self.states[references].float(),
+            )
+
+
+class StreamedPictures:
+    """The pictures of a folder, read and encoded when they are needed.
+
+    Args:
+        pictures: The data set.
+        preprocessing: How to read a file.
+        encoders: How to encode what was read.
+        seed: Of the run.
+        horizontal_flip: Mirror every second sample, at random.
+        num_workers: Processes that read ahead.
+
+    Example:
+        >>> source = StreamedPictures(pictures, preprocessing, encoders, seed=0, num_workers=4)  # doctest: +SKIP
+        >>> batch = next(source.batches([range(0, 8)]))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        pictures: PictureFolder,
+        preprocessing: Preprocessing,
+        encoders: Encoders,
+        *,
+        seed: int,
+        horizontal_flip: bool = False,
+        num_workers: int = 0,
+    ):
+        self.encoders, self.num_workers = encoders, num_workers
+        self.samples = _Samples(pictures, preprocessing, seed, horizontal_flip)
+
+    def batches(self, numbers: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of samples, on the encoders' device.
+
+        Args:
+            numbers: Sample numbers of each batch.
+
+        Yields:
+            One batch for each.
+        """
+        for pixels, reference_pixels, vision_pixels in DataLoader(
+            self.samples, batch_sampler=numbers, num_workers=self.num_workers
+        ):
+            mean, std = self.encoders.posterior(pixels)
+            reference_latents, _ = self.encoders.posterior(reference_pixels)
+            states = self.encoders.image_states(vision_pixels)
+            yield Batch(mean.float(), std.float(), reference_latents.float(), states.float())
+
+
+class _Files(Dataset):
+    def __init__(self, files: tuple[Path, ...], preprocessing: Preprocessing):
+        self.files, self.preprocessing = files, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.preprocessing(self.files[index])
+
+
+class _Samples(Dataset):
+    def __init__(self, pictures: PictureFolder, preprocessing: Preprocessing, seed: int, horizontal_flip: bool):
+        self.pictures, self.preprocessing = pictures, preprocessing
+        self.seed, self.horizontal_flip = seed, horizontal_flip
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        choice = choose_sample(number, self.pictures, seed=self.seed, horizontal_flip=self.horizontal_flip)
+        files = self.pictures.files
+        pixels, vision_pixels = self.preprocessing(files[choice.target], flip=choice.flip)
+        if choice.reference == choice.target:
+            return pixels, pixels, vision_pixels
+        return pixels, *self.preprocessing(files[choice.reference], flip=choice.flip)

@@ -1,0 +1,227 @@
+"""Train PromptNet on a folder of pictures: VAE, text encoder, vision tower and UNet stay frozen.
+
+[`train_promptnet`] is the whole: it drives the generator [`train_steps`] and looks after checkpoints, log, validation
+pictures and signals. The objective is in `losses.py`; what sample number n is, in `data.py`.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .checkpoints import list_checkpoints
+from .config import TrainingConfig
+from .data import batch_numbers, draw_noise
+from .losses import promptnet_loss
+from .picture_batches import Batch
+from .picture_files import write_pictures
+from .reference_images import load_reference_image
+from .training_log import StopSignal, TrainingLog
+from .training_run import TrainingRun
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import is_tensorboard_available
+except ImportError as error:
+    raise ImportError('Training needs accelerate: `pip install "profusion_pipeline[train]"` brings it.') from error
+
+
+class TrainingStep(NamedTuple):
+    """What [`train_steps`] yields.
+
+    Args:
+        step: Steps done, this one included.
+        loss: Mean over the step's samples of this process `[]`, on the device: `.item()` waits for it.
+        learning_rate: With which the step was taken.
+        seconds: Time from the consumer's request to the answer; on a GPU, work may still be queued.
+    """
+
+    step: int
+    loss: torch.Tensor
+    learning_rate: float
+    seconds: float
+
+
+def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
+    """One optimiser step after another, from `run.step` to `max_steps`.
+
+    The consumer may save checkpoints or draw pictures between two steps, and stop when it likes.
+
+    Args:
+        run: What learns; changed by every step.
+
+    Yields:
+        A record of each step.
+
+    Example:
+        >>> for record in train_steps(run):  # doctest: +SKIP
+        ...     print(record.step, record.loss.item())
+    """
+    config, accelerator = run.config, run.accelerator
+    numbers, again = itertools.tee(
+        batch_numbers(
+            run.step,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+    )
+    batches = zip(again, run.source.batches(numbers), strict=False)
+    while run.step < config.max_steps:
+        started = time.perf_counter()
+        learning_rate = run.lr_scheduler.get_last_lr()[0]
+        losses = [_learn(run, *next(batches)) for _ in range(config.gradient_accumulation_steps)]
+        if run.ema:
+            run.ema.step(run.promptnet.parameters())
+        run.step += 1
+        yield TrainingStep(run.step, sum(losses) / len(losses), learning_rate, time.perf_counter() - started)
+
+
+def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch) -> torch.Tensor:
+    """Forward and backward pass of one batch; the optimiser's step if it is the last of an accumulation."""
+    config, accelerator, components = run.config, run.accelerator, run.components
+    draws = draw_noise(
+        numbers,
+        seed=config.seed,
+        num_timesteps=components.noise_schedule.config.num_train_timesteps,
+        latent_shape=run.latent_shape,
+    )
+    batch, draws = _to_device(batch, accelerator.device), _to_device(draws, accelerator.device)
+    with accelerator.accumulate(run.promptnet):
+        with accelerator.autocast():
+            loss = promptnet_loss(
+                components.unet,
+                components.text_encoder,
+                run.promptnet,
+                latents=batch.mean + batch.std * draws.posterior_noise,
+                reference_latents=batch.reference_latents,
+                image_states=batch.image_states,
+                noise=draws.noise,
+                timesteps=draws.timesteps,
+                **run.constants,
+            ).loss
+        accelerator.backward(loss)
+        if accelerator.sync_gradients and config.max_grad_norm:
+            accelerator.clip_grad_norm_(run.promptnet.parameters(), config.max_grad_norm)
+        run.optimizer.step()
+        if accelerator.sync_gradients:
+            run.lr_scheduler.step()
+        run.optimizer.zero_grad()
+    return loss.detach()
+
+
+def _to_device(tensors: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    if device.type == "cuda":  # from pinned memory the copy waits for nothing
+        moved = (t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in tensors)
+    else:
+        moved = (t.to(device) for t in tensors)
+    return type(tensors)(*moved)
+
+
+def train_promptnet(config: TrainingConfig) -> Path:
+    """Train a PromptNet from a folder of pictures, from nothing or from the newest checkpoint.
+
+    In `config.output` appear: `checkpoints/step-.../` (the newest few), `log.jsonl`, `validation/step-....png`,
+    `tensorboard/` if tensorboard is installed, and in the end `promptnet/`, the averaged weights, to be used as
+    `ProFusionPipeline.from_pretrained(base, promptnet=PromptNet.from_pretrained(folder))`. SIGTERM and Ctrl-C end the
+    run after the step under way and a checkpoint. On the CPU an interrupted and resumed run ends with the same bits.
+
+    Args:
+        config: All settings.
+
+    Returns:
+        The folder of the trained PromptNet.
+
+    Raises:
+        ValueError: Data, models or the checkpoint to resume from don't fit the settings.
+        FileExistsError: `output` holds a run and `resume` is False.
+        FloatingPointError: A loss is not finite; the sentence names the step.
+
+    Example:
+        >>> from profusion_pipeline import TrainingConfig
+        >>> config = TrainingConfig(model="base", data="portraits", output="runs/first", prompt="a portrait of S*")
+        >>> train_promptnet(config)  # doctest: +SKIP
+    """
+    output = Path(config.output)
+    checkpoints, promptnet_folder = output / "checkpoints", output / "promptnet"
+    if not config.resume and (promptnet_folder.exists() or list_checkpoints(checkpoints)):
+        raise FileExistsError(
+            f"`output` {config.output!r} holds a run already: resume=True goes on with it, or name another folder."
+        )
+    photos = [load_reference_image(file, name="validation_images") for file in config.validation_images]
+
+    # 1. Models, data, and the newest checkpoint
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,  # the learning rate is a function of the step alone
+        log_with="tensorboard" if is_tensorboard_available() else None,
+        project_dir=output,
+    )
+    run = TrainingRun(config, accelerator)
+    if list_checkpoints(checkpoints):
+        run.load_checkpoint(list_checkpoints(checkpoints)[-1])
+    output.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers("tensorboard")
+    log = TrainingLog(
+        output / "log.jsonl" if accelerator.is_main_process else None,
+        first_step=run.step,
+        average=lambda losses: accelerator.reduce(losses, reduction="mean"),
+    )
+    bar = tqdm(desc="training", total=config.max_steps, initial=run.step, disable=not accelerator.is_main_process)
+
+    # 2. Steps
+    with bar, StopSignal() as stop:
+        for record in train_steps(run):
+            log.note(record.loss, record.learning_rate)
+            bar.update()
+            stopping = _agree_to_stop(stop, run)
+            is_last = stopping or run.step == config.max_steps
+            if is_last or run.step % config.log_every == 0:
+                line = log.write(samples_per_step=run.samples_per_step)
+                accelerator.log(line, step=run.step)
+                bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_second=line["images_per_second"])
+            with log.time_out():
+                if config.checkpoint_every and (is_last or run.step % config.checkpoint_every == 0):
+                    log.check()
+                    run.save_checkpoint(checkpoints)
+                if config.validation_every and run.step % config.validation_every == 0 and not stopping:
+                    _show_validation(run, photos, output / "validation")
+            if stopping:
+                break
+
+    # 3. The trained PromptNet
+    run.save_promptnet(promptnet_folder)
+    accelerator.end_training()
+    return promptnet_folder
+
+
+def _agree_to_stop(stop: StopSignal, run: TrainingRun) -> bool:
+    """Whether any process was asked to stop; several talk about it only when they log."""
+    if run.accelerator.num_processes > 1 and run.step % run.config.log_every == 0:
+        asked = torch.tensor(float(stop.received or 0), device=run.accelerator.device)
+        stop.received = int(run.accelerator.gather(asked).max()) or None
+    elif run.accelerator.num_processes > 1:
+        return False
+    return stop.received is not None
+
+
+def _show_validation(run: TrainingRun, photos: Sequence[Image.Image], folder: Path) -> None:
+    """Write the grid as a PNG, and into tensorboard if it is there."""
+    if not run.accelerator.is_main_process:
+        return
+    from .validation import draw_validation_grid
+
+    with run.averaged_promptnet() as promptnet, run.accelerator.autocast():
+        grid = draw_validation_grid(run.components, promptnet, photos, run.config, resolution=run.resolution)
+    folder.mkdir(exist_ok=True)
+    write_pictures([grid], [folder / f"step-{run.step:08d}.png"])
+    for tracker in run.accelerator.trackers:
+        tracker.log_images({"validation": np.asarray(grid)[None]}, step=run.step, dataformats="NHWC")
