@@ -48,7 +48,7 @@ def stored(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """`[B, H, W, 3]` uint8 -> `[B, 3, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
