@@ -5,13 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-accelerate_state = pytest.importorskip("accelerate.state", reason="the extra `train` is not installed")
-
+from accelerate.state import AcceleratorState
 from attributes import HIDDEN, VALUES, AttributeReader, Reading, accuracy, labels
 from loop import Schedule, draw_generator, fit
 from pictures import pictures, portraits, to_pixels, to_tensor
+from torch import nn
 from train_autoencoder import Reconstruction, fold_normalisation, new_autoencoder, psnr
 from train_unet import Denoising, encode_pictures, new_unet
 from world import sample_portrait
@@ -20,7 +18,7 @@ from world import sample_portrait
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """accelerate keeps one state a process; every run of `fit` here begins without it."""
-    accelerate_state.AcceleratorState._reset_state(reset_partial_state=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Fit(nn.Module):
