@@ -1,0 +1,564 @@
+"""ProFusionPipeline: a reference picture of somebody and a prompt -> pictures of that person as the prompt says.
+
+    code name                paper     what
+    prompt                   C, S*     the text with the placeholder, for which PromptNet's pseudo word stands in
+    class prompt             C         the same text with a class noun in place of S*
+    guidance_scale           ω_1       towards S* with C
+    class_guidance_scale     ω_2       towards C
+    fusion_guidance_scale    ω_f       towards γS* with C, in the fusion stage
+    fusion_subject_scale     γ         how strong S* is in the fusion stage
+    fusion_eta               η         how much noise the fusion stage renews
+    num_fusion_steps         m         fusion steps at every timestep
+
+Letters in shapes: P prompts, B pictures (P x num_images_per_prompt), R references of one subject, K references of all
+pictures together, L pseudo words, T tokens, N vision tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    SchedulerMixin,
+    StableDiffusionMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from .fusion_sampling import fusion_step, guide, noise_share, predict_noise
+from .modeling_promptnet import PromptNet
+from .noise_levels import NoiseLevel, forget_last_state, fusion_levels
+from .profusion_inputs import (
+    check_choice,
+    check_components_fit,
+    check_count,
+    check_fusion_eta,
+    check_generator,
+    check_not_both,
+    check_number,
+    check_strength,
+    check_tensor,
+    check_weights,
+    list_per_prompt,
+    list_prompts,
+    list_subjects,
+    list_texts,
+)
+from .profusion_rows import GuidanceRows, ReferenceRows
+from .reference_images import load_reference_image
+from .subject_embedding import SubjectEmbedding
+from .subject_prompt import encode_subject_prompts, find_placeholder, scale_subject_rows, tokenize_subject_prompts
+
+Reference = Image.Image | np.ndarray | torch.Tensor | str | Path
+
+
+def _read_references(image: Reference | list[Reference], weights: list[float] | None) -> tuple[list, list[float]]:
+    """The references of one subject as RGB pictures, and their weights."""
+    references = image if isinstance(image, list) else [image]
+    if not references:
+        raise ValueError("`image` is an empty list: give at least one reference of each subject.")
+    pictures = [load_reference_image(reference) for reference in references]
+    return pictures, check_weights(weights, len(pictures))
+
+
+def _check_finite(tensor: torch.Tensor, what: str) -> None:
+    # Waits for the device once per step. Schedulers that look ᾱ up by the timestep, as DDIM does, wait there anyway.
+    if not torch.isfinite(tensor).all():
+        raise RuntimeError(
+            f"Not all of {what} are finite numbers in {tensor.dtype}. Try another dtype: `pipe.to(torch.bfloat16)` has "
+            "the range of float32, `pipe.to(torch.float32)` also its precision."
+        )
+
+
+class ProFusionPipeline(
+    DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+):
+    """Customized text-to-image generation with PromptNet and Fusion Sampling, without fine-tuning on the subject.
+
+    Args:
+        vae: Autoencoder between pictures and latents.
+        text_encoder: Its last hidden state is what the UNet reads.
+        tokenizer: Of the text encoder.
+        unet: Denoiser of Stable Diffusion's kind.
+        scheduler: Any that Stable Diffusion takes.
+        promptnet: Reference -> pseudo word. As wide as the text encoder and the image encoder.
+        image_encoder: CLIP vision tower; all its last hidden states are used. Not needed where only
+            [`SubjectEmbedding`]s are given.
+        feature_extractor: Of the image encoder.
+        safety_checker: Looks at the finished pictures, as in `StableDiffusionPipeline`.
+        placeholder: What stands for the subject in a prompt.
+        requires_safety_checker: Whether the pipeline refuses to be built without a safety checker.
+
+    Raises:
+        ValueError: A safety checker is required but missing.
+
+    Source: Zhou et al. 2023, "Enhancing Detail Preservation for Customized Text-to-Image Generation: A
+    Regularization-Free Approach" (arXiv 2305.13579).
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+        >>> pipe = load_demo_pipeline()
+        >>> pipe("a portrait of S*, at the beach", image=demo_portraits()[0], class_noun="a person").images
+        [<PIL.Image.Image image mode=RGB size=64x64...>]
+    """
+
+    # The UNet, the text encoder and PromptNet are all needed at every step: only the UNet, the largest, leaves (for the
+    # VAE); the other two are loaded at their first use and stay until the call ends.
+    model_cpu_offload_seq = "image_encoder->unet->vae"
+    _optional_components = ["image_encoder", "feature_extractor", "safety_checker"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    _callback_tensor_inputs = ["latents"]
+
+    run_safety_checker = StableDiffusionPipeline.run_safety_checker
+    prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        promptnet: PromptNet,
+        image_encoder: CLIPVisionModel | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        safety_checker: torch.nn.Module | None = None,
+        placeholder: str = "S*",
+        requires_safety_checker: bool = False,
+    ):
+        super().__init__()
+        if requires_safety_checker and safety_checker is None:
+            raise ValueError(
+                "`safety_checker` is None, but this pipeline is published with one: load it with the others, or pass "
+                "`requires_safety_checker=False` and look at the pictures yourself before others do."
+            )
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            promptnet=promptnet,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            safety_checker=safety_checker,
+        )
+        self.register_to_config(placeholder=placeholder, requires_safety_checker=requires_safety_checker)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call skips its remaining steps; a callback sets `pipe._interrupt = True`."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        image: Reference | list | None = None,
+        subject: SubjectEmbedding | list[SubjectEmbedding] | None = None,
+        class_noun: str | list[str] | None = "person",
+        class_prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        image_weights: list[float] | list[list[float]] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        strength: float = 1.0,
+        guidance_scale: float = 7.0,
+        class_guidance_scale: float = 5.0,
+        num_fusion_steps: int = 1,
+        fusion_guidance_scale: float = 7.0,
+        fusion_subject_scale: float = 0.6,
+        fusion_eta: float = 1.0,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+    ) -> StableDiffusionPipelineOutput | tuple:
+        """Pictures of the subject in `image` as `prompt` says.
+
+        At every timestep t the fusion stage renews part of the noise m times, mixing S* with the text; then the
+        refinement stage moves on: ε = ε_∅ + ω_1 (ε_{S*,C} - ε_∅) + ω_2 (ε_C - ε_∅). With `guidance_scale=0` and
+        `num_fusion_steps=0` this is classifier-free guidance of the base model with the class prompt, to the bit.
+
+        Random numbers are drawn from `generator` in this order: the initial noise, then at every step the m fusion
+        noises and what the scheduler draws itself.
+
+        Args:
+            prompt: What to show, with the placeholder (`S*`) exactly once for the subject. A list makes a batch.
+            image: A picture of the subject: a PIL image, array, tensor or path. A list of references of it, for one
+                prompt; for a list of prompts one entry for each of them, which may be a list of references.
+            subject: In place of `image`, what `encode_subject` returned; one for all prompts, or a list with one each.
+            class_noun: What the subject is; it takes the place of S* in the class prompt.
+            class_prompt: The whole class prompt; `class_noun` isn't used then.
+            negative_prompt: What not to show, the text of ε_∅. Empty if None.
+            image_weights: The weight of each reference, nested as `image`. Equal with a sum of 1 if None. In the
+                fusion stage only their proportions count; in refinement each reference pulls with ω_1 times its weight.
+            height: Of the pictures in pixels, a multiple of VAE factor x PromptNet's grid (64 for Stable Diffusion).
+                The subject's if one is given, else the UNet's trained size.
+            width: As `height`.
+            num_inference_steps: Denoising steps, 1 or more. More are slower and more exact.
+            strength: In (0, 1]. Below 1 the call starts that far into the schedule, from the noised first reference,
+                or from `latents` as they are.
+            guidance_scale: ω_1, towards the subject; 0 switches S* off in the refinement stage.
+            class_guidance_scale: ω_2, towards the text; 0 switches the class prompt off.
+            num_fusion_steps: m, fusion steps at every timestep; 0 switches the fusion stage off. More bring subject and
+                text closer together, each at the price of two UNet rows.
+            fusion_guidance_scale: ω_f, towards subject and text together in the fusion stage.
+            fusion_subject_scale: γ, the strength of S* in the fusion stage; below 1 the text gains.
+            fusion_eta: η, how much noise a fusion step renews; 0 makes it the identity. The largest value allowed
+                depends on the schedule and is at least 1.41.
+            num_images_per_prompt: Pictures for each prompt, 1 or more.
+            eta: Noise of DDIM's own step, 0 to 1. Other schedulers don't read it.
+            generator: Where random numbers come from; a list gives each picture its own.
+            latents: Initial latents [B, C, h, w] in place of the initial noise.
+            prompt_embeds: Text states [P, T, D] in place of the class prompt's.
+            negative_prompt_embeds: Text states [P, T, D] in place of the negative prompt's.
+            output_type: "pil", "np", "pt", or "latent" for the latents themselves.
+            return_dict: Whether to return an output object or a tuple.
+            callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
+                dictionary `tensors`, in which it may have replaced the latents.
+            callback_on_step_end_tensor_inputs: What `tensors` holds: "latents" or nothing.
+
+        Returns:
+            `images`, and `nsfw_content_detected` of the safety checker or None.
+
+        Raises:
+            TypeError: An argument is of another type than said above.
+            ValueError: An argument is out of range, arguments contradict each other, the scheduler can't carry the
+                fusion stage, or components don't fit. Nothing has been computed then.
+            RuntimeError: The latents or the decoded pictures are not finite.
+
+        Example:
+            >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+            >>> pipe = load_demo_pipeline()
+            >>> images = pipe(["a pencil sketch of S*", "S* in space"], image=demo_portraits()[0]).images
+            >>> len(images)
+            2
+        """
+        # 1. Check the inputs
+        prompts = list_prompts(prompt)
+        check_count("num_inference_steps", num_inference_steps, at_least=1)
+        check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        check_count("num_fusion_steps", num_fusion_steps, at_least=0)
+        check_number("guidance_scale", guidance_scale)
+        check_number("class_guidance_scale", class_guidance_scale)
+        check_number("fusion_guidance_scale", fusion_guidance_scale)
+        check_number("fusion_subject_scale", fusion_subject_scale)
+        check_number("fusion_eta", fusion_eta)
+        check_number("eta", eta)
+        check_strength(strength, num_inference_steps)
+        check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        for name in callback_on_step_end_tensor_inputs:
+            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+        check_generator(generator, len(prompts) * num_images_per_prompt)
+        check_components_fit(self.components)
+        uses_subject = guidance_scale > 0 or (num_fusion_steps > 0 and fusion_guidance_scale > 0)
+        starts_from_image = strength < 1 and latents is None
+        check_not_both("image", image, "subject", subject)
+        if image is None and subject is None and (uses_subject or starts_from_image):
+            raise ValueError("`image` and `subject` are both None: give one of them, for S* to stand for somebody.")
+        pictures = [] if image is None else self._read_pictures(prompt, image, image_weights)
+        subjects = [] if subject is None else list_subjects(subject, len(prompts), self.promptnet.config)
+        height, width = self._picture_size(height, width, subjects)
+        grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        shape = (len(prompts) * num_images_per_prompt, self.unet.config.in_channels, *grid)  # B, C, h, w
+        states_shape = (len(prompts), self.tokenizer.model_max_length, self.text_encoder.config.hidden_size)
+        for name, tensor, wanted in (
+            ("latents", latents, shape),
+            ("prompt_embeds", prompt_embeds, states_shape),
+            ("negative_prompt_embeds", negative_prompt_embeds, states_shape),
+        ):
+            if tensor is not None:
+                check_tensor(name, tensor, wanted, self.text_encoder.dtype)
+        check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
+        check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
+
+        # 2. Read the prompts
+        prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
+        input_ids, positions = tokenize_subject_prompts(
+            self.tokenizer,
+            prompts,
+            placeholder=self.config.placeholder,
+            num_subject_tokens=self.promptnet.num_subject_tokens(*grid),
+        )  # [P, T], [P]
+        class_texts = negative_texts = None
+        if class_guidance_scale > 0 and prompt_embeds is None:
+            class_texts = self._class_texts(prompts, class_noun, class_prompt)
+        if negative_prompt_embeds is None:
+            negative_texts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
+
+        # 3. Ask the scheduler for its timesteps and noise levels
+        device = self._execution_device
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        begin = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
+        if begin > 0 and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        timesteps = self.scheduler.timesteps[begin:]
+        levels = fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * len(timesteps)
+        shares = [level and noise_share(level.alpha_bar, level.next_alpha_bar, fusion_eta) for level in levels]
+        check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
+
+        # 4. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
+        if pictures and (uses_subject or starts_from_image):
+            subjects = self._encode_pictures(pictures, height, width)
+        null_states = self._encode_texts(negative_texts, negative_prompt_embeds, num_images_per_prompt)  # [B, T, D]
+        class_states = self._encode_texts(class_texts, prompt_embeds, num_images_per_prompt)  # [B, T, D]
+
+        # 5. Lay out the rows of both kinds of noise prediction
+        references = ReferenceRows.of(subjects, input_ids, positions, num_images_per_prompt, like=null_states)
+        fusion = GuidanceRows.plan(
+            null_states,
+            class_states,
+            references.owner,
+            class_weight=0.0,
+            subject_weights=[fusion_guidance_scale * proportion for proportion in references.proportions],
+            subject_scale=fusion_subject_scale,
+        )
+        refinement = GuidanceRows.plan(
+            null_states,
+            class_states,
+            references.owner,
+            class_weight=class_guidance_scale,
+            subject_weights=[guidance_scale * weight for weight in references.weights],
+            subject_scale=1.0,
+        )
+
+        # 6. Draw the initial latents
+        if latents is None:
+            noise = randn_tensor(shape, generator=generator, device=device, dtype=null_states.dtype)
+            if starts_from_image:
+                first = torch.cat([subject.latents[:1] for subject in subjects]).to(noise)  # [P, C, h, w]
+                first = first.repeat_interleave(num_images_per_prompt, dim=0)  # [B, C, h, w]
+                latents = self.scheduler.add_noise(first, noise, timesteps[:1].repeat(len(first)))
+            else:
+                latents = noise * self.scheduler.init_noise_sigma
+        elif begin == 0:
+            latents = latents.to(device) * self.scheduler.init_noise_sigma
+        else:
+            latents = latents.to(device)
+
+        # 7. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
+        step_settings = self.prepare_extra_step_kwargs(generator, eta)
+        self._interrupt = False
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            if self.interrupt:
+                continue
+            if levels[i] is not None:
+                for _ in range(num_fusion_steps):
+                    noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
+                    latents = self._fuse(latents, t, noise, levels[i], shares[i], fusion, references)
+                forget_last_state(self.scheduler)
+            model_output = self._predict(latents, t, refinement, references)
+            latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
+            _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
+            if callback_on_step_end is not None:
+                tensors = {name: {"latents": latents}[name] for name in callback_on_step_end_tensor_inputs}
+                latents = callback_on_step_end(self, i, t, tensors).get("latents", latents)
+
+        # 8. Decode
+        if output_type == "latent":
+            images, has_nsfw_concept = latents, None
+        else:
+            images = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)[
+                0
+            ]
+            _check_finite(images, "the decoded pictures")
+            images, has_nsfw_concept = self.run_safety_checker(images, device, images.dtype)
+            harmless = [not flagged for flagged in has_nsfw_concept or [False] * len(images)]
+            images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=harmless)
+
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, has_nsfw_concept
+        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
+
+    def _predict(
+        self, latents: torch.Tensor, t: torch.Tensor, rows: GuidanceRows, references: ReferenceRows
+    ) -> torch.Tensor:
+        """The guided model output at (latents, t): one UNet call for all rows, after one PromptNet call for all S*."""
+        latents = self.scheduler.scale_model_input(latents, t)  # [B, C, h, w], variance-preserving
+        text_states = rows.text_states
+        if rows.has_subject:
+            at_reference = latents[references.owner]  # [K, C, h, w]
+            words = self.promptnet(
+                references.latents, t, references.image_states, at_reference
+            ).prompt_embeds  # [K, L, D]
+            states = encode_subject_prompts(self.text_encoder, references.input_ids, references.positions, words)
+            states = scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)  # [K, T, D]
+            text_states = torch.cat([text_states, states])  # [rows, T, D]
+        output = self.unet(latents[rows.owner], t, encoder_hidden_states=text_states, return_dict=False)[0]
+        # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
+        null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
+        return guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
+
+    def _fuse(
+        self,
+        latents: torch.Tensor,
+        t: torch.Tensor,
+        noise: torch.Tensor,
+        level: NoiseLevel,
+        share: float,
+        rows: GuidanceRows,
+        references: ReferenceRows,
+    ) -> torch.Tensor:
+        """One fusion step of the scheduler's state at t."""
+        model_output = self._predict(latents, t, rows, references)
+        latents = latents / level.state_scale  # [B, C, h, w], variance-preserving
+        prediction_type = self.scheduler.config.prediction_type
+        predicted_noise = predict_noise(model_output, latents, level.alpha_bar, prediction_type)
+        return fusion_step(latents, predicted_noise, noise, level.alpha_bar, share) * level.state_scale
+
+    @torch.no_grad()
+    def encode_subject(
+        self,
+        image: Reference | list[Reference],
+        weights: list[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> SubjectEmbedding:
+        """Encode reference pictures of one subject once, to be saved or given to many calls as `subject`.
+
+        Args:
+            image: A picture of the subject, or a list of them: PIL images, arrays, tensors or paths.
+            weights: How much each reference counts. Equal with a sum of 1 if None.
+            height: Of the pictures to be made, in pixels. References are scaled and cropped to it. The UNet's trained
+                size if None.
+            width: As `height`.
+
+        Returns:
+            The subject, on the pipeline's device.
+
+        Raises:
+            TypeError: A reference is nothing that makes a picture.
+            ValueError: A reference can't be read, a size or weight is out of range, or there is no image encoder.
+
+        Example:
+            >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+            >>> load_demo_pipeline().encode_subject(demo_portraits()[0]).latents.shape
+            torch.Size([1, 32, 8, 8])
+        """
+        check_components_fit(self.components)
+        references, weights = _read_references(image, weights)
+        subject = self._encode_references(references, weights, *self._picture_size(height, width, []))
+        self.maybe_free_model_hooks()
+        return subject
+
+    def _encode_references(
+        self, references: list[Image.Image], weights: list[float], height: int, width: int
+    ) -> SubjectEmbedding:
+        if self.image_encoder is None or self.feature_extractor is None:
+            raise ValueError(
+                "This pipeline has no `image_encoder` and `feature_extractor`: give `subject`, as `encode_subject` of "
+                "a pipeline that has them returned it."
+            )
+        device = self._execution_device
+        pixels = self.image_processor.preprocess(references, height, width, resize_mode="crop")  # [R, 3, H, W]
+        latents = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()  # [R, C, h, w]
+        views = self.feature_extractor(references, return_tensors="pt").pixel_values
+        image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state  # [R, N, V]
+        return SubjectEmbedding(
+            latents * self.vae.config.scaling_factor, image_states, torch.tensor(weights, dtype=torch.float64)
+        )
+
+    def _picture_size(self, height: int | None, width: int | None, subjects: list[SubjectEmbedding]) -> tuple[int, int]:
+        size, scale = self.unet.config.sample_size, self.vae_scale_factor
+        trained = (size, size) if isinstance(size, int) else size
+        natural = subjects[0].latents.shape[-2:] if subjects else trained
+        height = natural[0] * scale if height is None else height
+        width = natural[1] * scale if width is None else width
+        check_count("height", height, at_least=1)
+        check_count("width", width, at_least=1)
+        unit = scale * self.promptnet.grid_stride
+        smallest = unit * self.promptnet.config.region_kernel_size
+        if height % unit or width % unit or min(height, width) < smallest:
+            raise ValueError(
+                f"`height` and `width` must be multiples of {unit} and at least {smallest}, not {height} and {width}."
+            )
+        for subject in subjects:
+            if tuple(subject.latents.shape[-2:]) != (height // scale, width // scale):
+                encoded = [side * scale for side in subject.latents.shape[-2:]]
+                raise ValueError(
+                    f"`subject` was encoded for pictures of {encoded[0]} x {encoded[1]}, not {height} x {width}."
+                )
+        return height, width
+
+    def _read_pictures(
+        self, prompt: str | list[str], image: Reference | list, image_weights: list | None
+    ) -> list[tuple[list[Image.Image], list[float]]]:
+        """References and weights for each prompt; an image that several prompts share is read once."""
+        if isinstance(prompt, str):
+            return [_read_references(image, image_weights)]
+        images = list_per_prompt("image", image, len(prompt))
+        weights = list_per_prompt("image_weights", image_weights, len(prompt))
+        read = {id(entry): _read_references(entry, None)[0] for entry in images}
+        return [
+            (read[id(entry)], check_weights(entry_weights, len(read[id(entry)])))
+            for entry, entry_weights in zip(images, weights, strict=True)
+        ]
+
+    def _encode_pictures(
+        self, pictures: list[tuple[list[Image.Image], list[float]]], height: int, width: int
+    ) -> list[SubjectEmbedding]:
+        """A subject for each prompt; references that several prompts share are encoded once."""
+        encoded = {
+            id(references): self._encode_references(references, weights, height, width)
+            for references, weights in {
+                id(references): (references, weights) for references, weights in pictures
+            }.values()
+        }
+        return [
+            replace(encoded[id(references)], weights=torch.tensor(weights, dtype=torch.float64))
+            for references, weights in pictures
+        ]
+
+    def _class_texts(
+        self, prompts: list[str], class_noun: str | list[str] | None, class_prompt: str | list[str] | None
+    ) -> list[str]:
+        if class_prompt is not None:
+            return self.maybe_convert_prompt(list_texts("class_prompt", class_prompt, len(prompts)), self.tokenizer)
+        if class_noun is None:
+            raise ValueError(
+                "`class_noun` and `class_prompt` are both None, but `class_guidance_scale` needs the prompt without "
+                "S*: give one of them, or `class_guidance_scale=0`."
+            )
+        nouns = list_texts("class_noun", class_noun, len(prompts))
+        around = [find_placeholder(prompt, self.config.placeholder) for prompt in prompts]
+        return [prefix + noun + suffix for (prefix, suffix), noun in zip(around, nouns, strict=True)]
+
+    def _encode_texts(
+        self, texts: list[str] | None, states: torch.Tensor | None, num_images_per_prompt: int
+    ) -> torch.Tensor | None:
+        """Text states of each picture; a text that several prompts share is encoded once. [B, T, D]"""
+        if texts is not None:
+            unique = list(dict.fromkeys(texts))
+            ids = self.tokenizer(
+                unique,
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids.to(self._execution_device)
+            states = self.text_encoder(ids).last_hidden_state  # [unique texts, T, D]
+            states = states[[unique.index(text) for text in texts]]  # [P, T, D]
+        if states is None:
+            return None
+        return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)

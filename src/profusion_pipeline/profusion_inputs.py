@@ -1,0 +1,344 @@
+"""What a call of the pipeline may be given, checked before any model runs: name, value and expectation."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+
+
+def check_number(name: str, value: Any, *, at_least: float = 0) -> None:
+    """A setting that must be a finite number.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        at_least: The smallest number allowed.
+
+    Raises:
+        TypeError: It isn't a number.
+        ValueError: It isn't finite, or too small.
+
+    Example:
+        >>> check_number("guidance_scale", 7.0)
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a number, not {value!r}.")
+    if not math.isfinite(value) or value < at_least:
+        raise ValueError(f"`{name}` must be a finite number of at least {at_least}, not {value!r}.")
+
+
+def check_count(name: str, value: Any, *, at_least: int) -> None:
+    """A setting that must be a whole number.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        at_least: The smallest number allowed.
+
+    Raises:
+        TypeError: It isn't a whole number.
+        ValueError: It is too small.
+
+    Example:
+        >>> check_count("num_inference_steps", 50, at_least=1)
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number, not {value!r}.")
+    if value < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}, not {value}.")
+
+
+def list_prompts(prompt: Any) -> list[str]:
+    """The prompts of a call as a list.
+
+    Args:
+        prompt: One text or a list of texts.
+
+    Returns:
+        At least one text.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The list is empty.
+
+    Example:
+        >>> list_prompts("S* on the beach")
+        ['S* on the beach']
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        raise TypeError(f"`prompt` must be a text or a list of texts, not {prompt!r}.")
+    if not prompts:
+        raise ValueError("`prompt` is an empty list: give at least one text.")
+    return prompts
+
+
+def list_texts(name: str, texts: Any, num_prompts: int) -> list[str]:
+    """A text for each prompt.
+
+    Args:
+        name: Of the setting.
+        texts: One text for all prompts, or a list with one for each.
+        num_prompts: How many there must be.
+
+    Returns:
+        `num_prompts` texts.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The list has another length.
+
+    Example:
+        >>> list_texts("negative_prompt", "blurry", 2)
+        ['blurry', 'blurry']
+    """
+    if isinstance(texts, str):
+        return [texts] * num_prompts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"`{name}` must be a text or a list of texts, not {texts!r}.")
+    return list_per_prompt(name, texts, num_prompts)
+
+
+def list_per_prompt(name: str, values: Any, num_prompts: int) -> list:
+    """Something for each prompt: the same for all, or the entries of a list.
+
+    Args:
+        name: Of the setting.
+        values: One value that isn't a list, or a list with one entry for each prompt.
+        num_prompts: How many there must be.
+
+    Returns:
+        `num_prompts` values.
+
+    Raises:
+        ValueError: The list has another length.
+
+    Example:
+        >>> list_per_prompt("image", "ada.png", 2)
+        ['ada.png', 'ada.png']
+    """
+    if not isinstance(values, list):
+        return [values] * num_prompts
+    if len(values) != num_prompts:
+        raise ValueError(f"`{name}` has {len(values)} entries, but there are {num_prompts} prompts.")
+    return values
+
+
+def check_weights(weights: Any, num_references: int) -> list[float]:
+    """The weight of each reference of a subject.
+
+    Args:
+        weights: One number for each reference, or None, which makes them equal with a sum of 1.
+        num_references: How many references there are.
+
+    Returns:
+        `num_references` numbers.
+
+    Raises:
+        TypeError: It isn't a sequence of numbers.
+        ValueError: There are more or fewer, one is negative or not finite, or all are 0.
+
+    Example:
+        >>> check_weights(None, 2)
+        [0.5, 0.5]
+    """
+    if weights is None:
+        return [1 / num_references] * num_references
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(f"`image_weights` must have a number for each reference, not {weights!r}.")
+    if len(weights) != num_references:
+        raise ValueError(f"`image_weights` has {len(weights)} entries, but there are {num_references} references.")
+    for weight in weights:
+        check_number("image_weights", weight)
+    if not any(weights):
+        raise ValueError(f"`image_weights` are all 0: {weights!r}. At least one reference must count.")
+    return list(weights)
+
+
+def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """A tensor given in place of what the pipeline would make itself.
+
+    Args:
+        name: Of the setting.
+        tensor: What was given.
+        shape: What it must have.
+        dtype: What it must have.
+
+    Raises:
+        TypeError: It isn't a tensor, or of another dtype.
+        ValueError: It has another shape.
+
+    Example:
+        >>> check_tensor("latents", torch.zeros(1, 4, 8, 8), (1, 4, 8, 8), torch.float32)
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor, not {type(tensor).__name__}.")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` must have the shape {shape}, not {tuple(tensor.shape)}.")
+    if tensor.dtype != dtype:
+        raise TypeError(f"`{name}` must be of the pipeline's dtype {dtype}, not {tensor.dtype}.")
+
+
+def check_generator(generator: Any, num_pictures: int) -> None:
+    """Where random numbers come from.
+
+    Args:
+        generator: A `torch.Generator`, a list with one for each picture, or None.
+        num_pictures: How many pictures the call makes.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: The list has another length.
+
+    Example:
+        >>> check_generator([torch.Generator()] * 2, 2)
+    """
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, not {generator!r}.")
+    if isinstance(generator, list) and len(generator) != num_pictures:
+        raise ValueError(f"`generator` has {len(generator)} entries, but the call makes {num_pictures} pictures.")
+
+
+def check_not_both(name: str, value: Any, other_name: str, other_value: Any) -> None:
+    """Two settings that say the same thing.
+
+    Args:
+        name: Of one.
+        value: Of one.
+        other_name: Of the other.
+        other_value: Of the other.
+
+    Raises:
+        ValueError: Neither is None.
+
+    Example:
+        >>> check_not_both("image", None, "subject", 1)
+    """
+    if value is not None and other_value is not None:
+        raise ValueError(f"`{name}` and `{other_name}` are both given: give one of them.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """A setting that must be one of a few words.
+
+    Args:
+        name: Of the setting.
+        value: What was given.
+        choices: The words.
+
+    Raises:
+        ValueError: It is another.
+
+    Example:
+        >>> check_choice("output_type", "pil", ("pil", "np"))
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, not {value!r}.")
+
+
+def check_strength(strength: Any, num_inference_steps: int) -> None:
+    """How much of the schedule a call runs.
+
+    Args:
+        strength: What was given.
+        num_inference_steps: Of the whole schedule.
+
+    Raises:
+        TypeError: It isn't a number.
+        ValueError: It is outside (0, 1], or leaves no step.
+
+    Example:
+        >>> check_strength(0.5, 50)
+    """
+    check_number("strength", strength)
+    if not 0 < strength <= 1:
+        raise ValueError(f"`strength` must be in (0, 1], not {strength}.")
+    if int(num_inference_steps * strength) == 0:
+        raise ValueError(f"`strength` {strength} leaves none of {num_inference_steps} steps to do.")
+
+
+def check_fusion_eta(eta: float, shares: Sequence[float]) -> None:
+    """The share k of noise that fusion steps keep must be in [-1, 1].
+
+    Args:
+        eta: `fusion_eta`.
+        shares: k = 1 - η² (...) at every timestep with a fusion stage.
+
+    Raises:
+        ValueError: One is below -1.
+
+    Example:
+        >>> check_fusion_eta(1.0, [0.2, 0.9])
+    """
+    if shares and min(shares) < -1:
+        largest = eta * (2 / (1 - min(shares))) ** 0.5
+        raise ValueError(f"`fusion_eta` must be at most {largest:.4f} with this schedule, not {eta}.")
+
+
+def check_components_fit(components: dict[str, Any]) -> None:
+    """PromptNet must be as wide as what it reads and what reads it.
+
+    Args:
+        components: Of the pipeline, by name.
+
+    Raises:
+        ValueError: A width differs.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> check_components_fit(load_demo_pipeline().components)
+    """
+    promptnet = components["promptnet"].config
+    widths = [
+        ("text_embed_dim", "text_encoder", "hidden_size"),
+        ("in_channels", "unet", "in_channels"),
+        ("in_channels", "vae", "latent_channels"),
+        ("image_embed_dim", "image_encoder", "hidden_size"),
+    ]
+    for ours, component, theirs in widths:
+        if components[component] is None:  # the image encoder may be missing
+            continue
+        width = getattr(components[component].config, theirs)
+        if promptnet[ours] != width:
+            raise ValueError(
+                f"`promptnet` doesn't fit `{component}`: its `{ours}` is {promptnet[ours]}, but `{theirs}` there is "
+                f"{width}."
+            )
+
+
+def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, Any]) -> list:
+    """The encoded subject of each prompt.
+
+    Args:
+        subject: A SubjectEmbedding for all prompts, or a list with one for each.
+        num_prompts: How many there must be.
+        promptnet_config: Of the PromptNet that will read them.
+
+    Returns:
+        `num_prompts` subjects.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: The list has another length, or a subject was encoded for another PromptNet.
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+        >>> pipe = load_demo_pipeline()
+        >>> len(list_subjects(pipe.encode_subject(demo_portraits()[0]), 3, pipe.promptnet.config))
+        3
+    """
+    subjects = list_per_prompt("subject", subject, num_prompts)
+    for one in subjects:
+        if not all(hasattr(one, name) for name in ("latents", "image_states", "weights")):
+            raise TypeError(f"`subject` must be a SubjectEmbedding or a list of them, not {type(one).__name__}.")
+        widths = (one.latents.shape[1], one.image_states.shape[2])
+        wanted = (promptnet_config["in_channels"], promptnet_config["image_embed_dim"])
+        if widths != wanted:
+            raise ValueError(
+                f"`subject` has {widths[0]} latent channels and vision states {widths[1]} wide, but PromptNet reads "
+                f"{wanted[0]} and {wanted[1]}: it was encoded by another pipeline."
+            )
+    return subjects
