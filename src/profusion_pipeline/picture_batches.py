@@ -7,26 +7,25 @@ Two sources give the same batches: [`CachedPictures`] encodes every picture once
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image, ImageOps
+from diffusers.image_processor import VaeImageProcessor
+from PIL import ImageOps
 from torch.utils.data import DataLoader, Dataset
-from transformers import CLIPVisionModel
+from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from .data import PictureFolder, choose_sample
 from .reference_images import load_reference_image
 
 
-@dataclass(frozen=True)
 class Preprocessing:
-    """From a file to what VAE and vision tower read.
+    """From a file to what VAE and vision tower read, as the pipeline prepares a reference.
 
     Args:
-        resolution: Side to which pictures are scaled and centre-cropped.
-        feature_extractor: The vision tower's `CLIPImageProcessor`; it sees the cropped picture.
+        resolution: Side to which pictures are scaled and centre-cropped for the VAE.
+        feature_extractor: The vision tower's `CLIPImageProcessor`; it sees the whole picture.
 
     Example:
         >>> from transformers import CLIPImageProcessor
@@ -34,8 +33,9 @@ class Preprocessing:
         >>> pixels, vision_pixels = read(Path("me.png"))  # doctest: +SKIP
     """
 
-    resolution: int
-    feature_extractor: Any
+    def __init__(self, resolution: int, feature_extractor: CLIPImageProcessor):
+        self.resolution, self.feature_extractor = resolution, feature_extractor
+        self.image_processor = VaeImageProcessor()
 
     def __call__(self, file: Path, *, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Read one picture.
@@ -51,10 +51,10 @@ class Preprocessing:
             ValueError: The file is not a whole picture.
         """
         picture = load_reference_image(file, name=str(file))
-        picture = ImageOps.fit(picture, (self.resolution, self.resolution), Image.Resampling.LANCZOS)
         picture = ImageOps.mirror(picture) if flip else picture
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1  # [3, H, W]
-        return pixels, self.feature_extractor(images=picture, return_tensors="pt").pixel_values[0]  # [3, H', W']
+        pixels = self.image_processor.preprocess(picture, self.resolution, self.resolution, resize_mode="crop")
+        vision_pixels = self.feature_extractor(picture, return_tensors="pt").pixel_values
+        return pixels[0], vision_pixels[0]  # [3, H, W], [3, H', W']
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,29 @@ class Encoders:
 
     @torch.no_grad()
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the VAE's latents `[B, C, h, w]`, scaled by its scaling factor."""
-        distribution = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        """What the VAE knows of the latents of pictures.
+
+        Args:
+            pixels: In -1..1 `[B, 3, H, W]`.
+
+        Returns:
+            Mean and standard deviation `[B, C, h, w]`, times the VAE's scaling factor.
+        """
+        distribution = self.vae.encode(pixels.to(self.vae.device)).latent_dist
         scale = self.vae.config.scaling_factor
         return scale * distribution.mean, scale * distribution.std  # [B, C, h, w] each
 
     @torch.no_grad()
     def image_states(self, vision_pixels: torch.Tensor) -> torch.Tensor:
-        """The vision tower's last hidden state `[B, N, V]`, all tokens, without the post layer norm."""
-        pixels = vision_pixels.to(self.image_encoder.device, self.image_encoder.dtype)
-        return self.image_encoder(pixels).last_hidden_state  # [B, N, V]
+        """What the vision tower sees in pictures.
+
+        Args:
+            vision_pixels: From the feature extractor `[B, 3, H', W']`.
+
+        Returns:
+            The last hidden states of all tokens `[B, N, V]`, without the post layer norm.
+        """
+        return self.image_encoder(vision_pixels.to(self.image_encoder.device)).last_hidden_state  # [B, N, V]
 
 
 class Batch(NamedTuple):
@@ -216,8 +229,7 @@ class StreamedPictures:
         ):
             mean, std = self.encoders.posterior(pixels)
             reference_latents, _ = self.encoders.posterior(reference_pixels)
-            states = self.encoders.image_states(vision_pixels)
-            yield Batch(mean.float(), std.float(), reference_latents.float(), states.float())
+            yield Batch(mean, std, reference_latents, self.encoders.image_states(vision_pixels))
 
 
 class _Files(Dataset):

@@ -24,6 +24,7 @@ from .picture_files import write_pictures
 from .reference_images import load_reference_image
 from .training_log import StopSignal, TrainingLog
 from .training_run import TrainingRun
+from .validation import draw_validation_grid
 
 try:
     from accelerate import Accelerator
@@ -217,8 +218,6 @@ def _show_validation(run: TrainingRun, photos: Sequence[Image.Image], folder: Pa
     """Write the grid as a PNG, and into tensorboard if it is there."""
     if not run.accelerator.is_main_process:
         return
-    from .validation import draw_validation_grid
-
     with run.averaged_promptnet() as promptnet, run.accelerator.autocast():
         grid = draw_validation_grid(run.components, promptnet, photos, run.config, resolution=run.resolution)
     folder.mkdir(exist_ok=True)

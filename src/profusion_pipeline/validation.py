@@ -46,8 +46,6 @@ def draw_validation_grid(
         promptnet=promptnet,
         image_encoder=components.image_encoder,
         feature_extractor=components.feature_extractor,
-        safety_checker=None,
-        requires_safety_checker=False,
         placeholder=config.placeholder,
     )
     pipe.set_progress_bar_config(desc="validation pictures", leave=False)
