@@ -5,9 +5,19 @@ import inspect
 
 import pytest
 
-from profusion_pipeline.flags import REQUIRED, Flag, add_flags, argument_help, flags_of_dataclass, flags_of_function
+from profusion_pipeline.flags import (
+    REQUIRED,
+    Flag,
+    add_flags,
+    argument_help,
+    flags_of_dataclass,
+    flags_of_function,
+    given_flags,
+)
 
 SOURCE = '''
+from collections.abc import Callable
+
 class Oven:
     def bake(
         self,
@@ -18,7 +28,7 @@ class Oven:
         fan: bool = True,
         tray: object = None,
         weights: list[float] | None = None,
-        on_done: "callable" = None,
+        on_done: Callable[[int, str], float] | None = None,
         label="none",
     ) -> None:
         """Bake it.
@@ -62,7 +72,7 @@ def test_flags_of_function(oven):
 
     assert list(flags) == ["dough", "degrees", "minutes", "fan", "weights"]
     assert [flag.kind for flag in flags.values()] == [str, float, int, bool, float]
-    assert [flag.many for flag in flags.values()] == [True, False, False, False, True]
+    assert [flag.many for flag in flags.values()] == ["too", "never", "never", "never", "always"]
     for name, flag in flags.items():
         empty = parameters[name].default is inspect.Parameter.empty
         assert flag.default == (REQUIRED if empty else parameters[name].default)
@@ -86,9 +96,9 @@ def test_flags_of_dataclass():
         seeds: tuple[str, ...] = dataclasses.field(default=(), metadata=about("On top."))
 
     assert flags_of_dataclass(Bread) == [
-        Flag("flour", str, False, REQUIRED, "Which.", ("rye", "wheat")),
-        Flag("salt", float, False, None, "Grams."),
-        Flag("seeds", str, True, (), "On top."),
+        Flag("flour", str, "never", REQUIRED, "Which.", ("rye", "wheat")),
+        Flag("salt", float, "never", None, "Grams."),
+        Flag("seeds", str, "always", (), "On top."),
     ]
 
 
@@ -99,6 +109,15 @@ def test_parsing(oven, parser):
     assert args == {"dough": ["rye", "wheat"], "degrees": 220.0, "minutes": 40, "fan": False, "weights": [1.0, 2.5]}
 
 
+def test_given(oven, parser):
+    flags = flags_of_function(oven, "Oven.bake")
+    add_flags(parser, flags)
+    one = parser.parse_args(["--dough", "rye", "--weights", "1"])
+    assert given_flags(one, flags) == {"dough": "rye", "weights": [1.0]}
+    assert given_flags(parser.parse_args(["--dough", "rye", "wheat"]), flags) == {"dough": ["rye", "wheat"]}
+    assert given_flags(one, flags[:1]) == {"dough": "rye"}
+
+
 def test_a_flag_that_is_not_given_leaves_nothing(oven, parser):
     add_flags(parser, flags_of_function(oven, "Oven.bake"))
     assert vars(parser.parse_args(["--dough", "rye"])) == {"dough": ["rye"]}
@@ -106,7 +125,7 @@ def test_a_flag_that_is_not_given_leaves_nothing(oven, parser):
 
 @pytest.mark.parametrize("default, required, must", [(REQUIRED, (), True), (1, {"d"}, True), (1, (), False)])
 def test_required(parser, capsys, default, required, must):
-    add_flags(parser, [Flag("d", int, False, default, "")], required=required)
+    add_flags(parser, [Flag("d", int, "never", default, "")], required=required)
     if not must:
         assert vars(parser.parse_args([])) == {}
         return
@@ -118,9 +137,9 @@ def test_required(parser, capsys, default, required, must):
 @pytest.mark.parametrize(
     "flag, words, error",
     [
-        (Flag("flour", str, False, REQUIRED, "", ("rye", "wheat")), ["--flour", "oat"], "invalid choice: 'oat'"),
-        (Flag("minutes", int, False, 1, ""), ["--minutes", "1.5"], "invalid int value: '1.5'"),
-        (Flag("grams", float, True, (), ""), ["--grams", "1", "x"], "invalid float value: 'x'"),
+        (Flag("flour", str, "never", REQUIRED, "", ("rye", "wheat")), ["--flour", "oat"], "invalid choice: 'oat'"),
+        (Flag("minutes", int, "never", 1, ""), ["--minutes", "1.5"], "invalid int value: '1.5'"),
+        (Flag("grams", float, "always", (), ""), ["--grams", "1", "x"], "invalid float value: 'x'"),
     ],
 )
 def test_refused_words(parser, capsys, flag, words, error):

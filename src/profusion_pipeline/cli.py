@@ -9,12 +9,11 @@ import argparse
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from .config import TrainingConfig
-from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function
+from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
 
 PACKAGE = Path(__file__).parent
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PROFUSION_DEBUG") == "1":
             raise
-        print(f"profusion: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"profusion: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -84,7 +83,7 @@ def generate(args: argparse.Namespace) -> None:
     from .picture_files import output_paths, write_pictures
 
     flags = {flag.name: flag for flag in call_flags()}
-    given = _given(args, flags.values())
+    given = given_flags(args, flags.values())
     images_per_prompt = given.get("num_images_per_prompt", flags["num_images_per_prompt"].default)
     paths = output_paths(args.out, len(args.prompt) * images_per_prompt, force=args.force)
 
@@ -97,18 +96,15 @@ def generate(args: argparse.Namespace) -> None:
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(paths))]
-    images = pipe(image=[references] * len(args.prompt), generator=generators, **given).images
+    subject = pipe.encode_subject(references, *(given.pop(name, None) for name in ("image_weights", "height", "width")))
+    images = pipe(subject=subject, generator=generators, **given).images
     write_pictures(images, paths)
     print(f"seed {seed}", file=sys.stderr)
     print(*paths, sep="\n")
 
 
 def train(args: argparse.Namespace) -> None:
-    given = _given(args, flags_of_dataclass(TrainingConfig))
-    try:
-        config = TrainingConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    except ValueError as error:  # a number out of range, or words that contradict each other
-        args.refuse(str(error))
+    config = training_config(args)
 
     from .trainer import train_promptnet
 
@@ -123,6 +119,30 @@ def convert(args: argparse.Namespace) -> None:
     print(args.target)
 
 
+def training_config(args: argparse.Namespace) -> TrainingConfig:
+    """The settings that the words of `profusion train` stand for.
+
+    Args:
+        args: What the parser made of them.
+
+    Returns:
+        The config; its own defaults stand wherever no flag was given.
+
+    Raises:
+        SystemExit: 2, if a number is out of range or words contradict each other.
+
+    Example:
+        >>> words = ["train", "--model", "base", "--data", "portraits", "--output", "runs/first", "--seed", "7"]
+        >>> training_config(build_parser().parse_args(words)).seed
+        7
+    """
+    given = given_flags(args, flags_of_dataclass(TrainingConfig))
+    try:
+        return TrainingConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    except ValueError as error:
+        args.refuse(str(error))
+
+
 def call_flags() -> list[Flag]:
     """What `profusion generate` passes on to `ProFusionPipeline.__call__`.
 
@@ -134,8 +154,10 @@ def call_flags() -> list[Flag]:
     return [flag for flag in flags if flag.name not in NOT_FLAGS]
 
 
-def _given(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
-    return {flag.name: getattr(args, flag.name) for flag in flags if flag.name in args}
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    ours = isinstance(error, ValueError | TypeError | OSError | RuntimeError)  # those speak for themselves
+    return text if ours and text else f"{type(error).__name__} {text}".rstrip()
 
 
 def _load_pipeline(model: str, device: str | None, dtype: str | None):
@@ -160,38 +182,66 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="profusion", description="One portrait and a prompt -> pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, demo, "Draw the demo grid with the bundled model, offline.")
+    command = _command(commands, demo, "[options]", "Draw the demo grid with the bundled model, offline.")
     command.add_argument("--seed", type=int, default=0, help="Seed of the noise (default: 0).")
     command.add_argument("--steps", type=int, default=25, help="Denoising steps of each picture (default: 25).")
     command.add_argument("--out", default="profusion_demo.png", help="The picture (default: profusion_demo.png).")
     _add_force(command)
 
-    command = _command(commands, generate, "Pictures of the person on the reference photo(s).")
+    command = _command(
+        commands,
+        generate,
+        "--model M --image FILE --prompt TEXT [options]",
+        "Pictures of the person on the reference photo(s).",
+    )
     command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
     command.add_argument(
         "--image", required=True, nargs="+", metavar="FILE", help="Reference photo; several show the same person."
     )
     add_flags(command, call_flags(), required={"prompt"})
     command.add_argument("--out", default="profusion.png", help="The picture; several are numbered (profusion.png).")
-    command.add_argument("--device", help="E.g. cpu, cuda:1 (default: cuda where there is one, else cpu).")
     command.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], help="Default: float16 on cuda, float32 elsewhere."
+        "--device", default=None, help="E.g. cpu, cuda:1 (default: cuda where there is one, else cpu)."
     )
-    command.add_argument("--seed", type=int, help="Seed of the first picture, +1 for each further one.")
+    command.add_argument(
+        "--dtype",
+        default=None,
+        choices=["float32", "float16", "bfloat16"],
+        help="Default: float16 on cuda, float32 elsewhere.",
+    )
+    command.add_argument(
+        "--seed", type=int, default=None, help="Seed of the first picture, +1 for each further one (default: drawn)."
+    )
     _add_force(command)
 
-    command = _command(commands, train, "Train a PromptNet on a folder of pictures.")
+    command = _command(
+        commands,
+        train,
+        "--model M --data FOLDER --output FOLDER [options]",
+        "Train a PromptNet on a folder of pictures.",
+    )
     add_flags(command, flags_of_dataclass(TrainingConfig))
 
-    command = _command(commands, convert, "The authors' 2023 checkpoint layout -> a ProFusion pipeline folder.")
+    command = _command(
+        commands,
+        convert,
+        "SOURCE TARGET [options]",
+        "The authors' 2023 checkpoint layout -> a ProFusion pipeline folder.",
+    )
     command.add_argument("source", help="Folder or Hub id in the authors' layout.")
     command.add_argument("target", help="The folder to write; it appears whole or not at all.")
     _add_force(command)
     return parser
 
 
-def _command(commands, run, help: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(run.__name__, help=help, description=help, argument_default=argparse.SUPPRESS)
+def _command(commands, run: Callable, words: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        run.__name__,
+        usage=f"profusion {run.__name__} {words}",
+        help=help,
+        description=help,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.set_defaults(run=run, refuse=parser.error)
     return parser
 

@@ -9,9 +9,9 @@ import ast
 import dataclasses
 import re
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 KINDS = {"str": str, "float": float, "int": int, "bool": bool}  # of a union the first one found is taken
 REQUIRED = dataclasses.MISSING
@@ -24,19 +24,19 @@ class Flag:
     Args:
         name: The parameter's name; the flag is `--name` with dashes.
         kind: `str`, `float`, `int` or `bool`.
-        many: Whether it takes a list of `kind`.
+        many: "never": it takes one value; "always": a list of values; "too": either.
         default: The parameter's own default, or `REQUIRED`.
         help: What it means.
         choices: The allowed words, None for any.
 
     Example:
-        >>> Flag("num_steps", int, many=False, default=50, help="Denoising steps.").option
+        >>> Flag("num_steps", int, "never", default=50, help="Denoising steps.").option
         '--num-steps'
     """
 
     name: str
     kind: type
-    many: bool
+    many: Literal["never", "always", "too"]
     default: Any
     help: str
     choices: tuple[str, ...] | None = None
@@ -50,8 +50,8 @@ class Flag:
 def flags_of_function(path: Path, qualname: str) -> list[Flag]:
     """The flags of the function `qualname` in the Python file at `path`, in the order of its signature.
 
-    A parameter is a flag if its annotation names `str`, `float`, `int` or `bool`; tensors, generators and callbacks
-    can't be typed and are left out. Help comes from the docstring's `Args`.
+    A parameter is a flag if its annotation allows `str`, `float`, `int` or `bool` or a list of these; tensors,
+    generators and callbacks can't be typed and are left out. Help comes from the docstring's `Args`.
 
     Args:
         path: A Python source file.
@@ -97,7 +97,7 @@ def flags_of_dataclass(cls: type) -> list[Flag]:
         Flag(
             field.name,
             next(member for member in typing.get_args(field.type) or [field.type] if member in KINDS.values()),
-            typing.get_origin(field.type) is tuple,
+            "always" if typing.get_origin(field.type) is tuple else "never",
             field.default,
             field.metadata["help"],
             field.metadata["choices"],
@@ -116,7 +116,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: C
 
     Example:
         >>> parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
-        >>> add_flags(parser, [Flag("eta", float, many=False, default=0.0, help="Noise of DDIM.")])
+        >>> add_flags(parser, [Flag("eta", float, "never", default=0.0, help="Noise of DDIM.")])
         >>> parser.parse_args(["--eta", "0.5"]).eta, vars(parser.parse_args([]))
         (0.5, {})
     """
@@ -128,7 +128,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: C
             parser.add_argument(flag.option, action=argparse.BooleanOptionalAction, help=help)
         else:
             metavar = None if flag.choices else flag.kind.__name__.upper()
-            nargs = "+" if flag.many else None
+            nargs = None if flag.many == "never" else "+"
             parser.add_argument(
                 flag.option,
                 type=flag.kind,
@@ -138,6 +138,24 @@ def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: C
                 required=must,
                 help=help,
             )
+
+
+def given_flags(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:
+    """The values of those flags that were given, as the function or dataclass takes them.
+
+    Args:
+        args: What the parser made of the words.
+        flags: The flags that it was taught.
+
+    Returns:
+        Name -> value; a lone value where either one or a list may stand.
+
+    Example:
+        >>> given_flags(argparse.Namespace(eta=0.5, force=True), [Flag("eta", float, "never", default=0.0, help="")])
+        {'eta': 0.5}
+    """
+    given = {flag: getattr(args, flag.name) for flag in flags if flag.name in args}
+    return {flag.name: v[0] if flag.many == "too" and len(v) == 1 else v for flag, v in given.items()}
 
 
 def argument_help(docstring: str) -> dict[str, str]:
@@ -169,6 +187,12 @@ def _parameters(args: ast.arguments) -> Iterator[tuple[str, ast.expr | None, Any
         yield arg.arg, arg.annotation, REQUIRED if default is None else ast.literal_eval(default)
 
 
-def _kind_in_source(annotation: ast.expr | None) -> list[tuple[type, bool]]:
-    names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)] if annotation else []
-    return [(kind, "list" in names) for name, kind in KINDS.items() if name in names][:1]
+def _kind_in_source(annotation: ast.expr | None) -> list[tuple[type, str]]:
+    """Kind and many of an annotation like `int | list[int] | None`; nothing if none of its members can be typed."""
+    members = ast.unparse(annotation).split(" | ") if annotation else []
+    found = []
+    for name, kind in KINDS.items():
+        one, several = name in members, f"list[{name}]" in members
+        if one or several:
+            found.append((kind, "never" if not several else "too" if one else "always"))
+    return found[:1]

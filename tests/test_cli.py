@@ -1,0 +1,364 @@
+"""The commands, run in this process; a few in one of their own, where that is the point."""
+
+import inspect
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from profusion_pipeline import ProFusionPipeline, TrainingConfig, cli
+from profusion_pipeline.cli import build_parser, call_flags, main, training_config
+
+COMMANDS = ["demo", "generate", "train", "convert"]
+
+
+@pytest.fixture
+def model(pipe, tmp_path):
+    folder = tmp_path / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def generate(model, photo, tmp_path):
+    """Run `profusion generate` with what it needs and two steps; further words as given."""
+
+    def run(*words, prompt=("a photo of S*",), image=(photo,), out="out.png"):
+        needed = ["--model", model, "--image", *image, "--prompt", *prompt, "--out", tmp_path / out]
+        return main([str(word) for word in ["generate", *needed, "--num-inference-steps", 2, *words]])
+
+    return run
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture, dtype=int)
+
+
+def run_python(code: str, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+
+
+# --help
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)], ids=str)
+def test_help_imports_nothing_heavy(words):
+    code = f"""
+import sys
+from profusion_pipeline.cli import main
+try:
+    main({[*words, "--help"]!r})
+except SystemExit as stop:
+    heavy = {{'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate'}} & sys.modules.keys()
+    print(stop.code, sorted(heavy), file=sys.stderr)
+"""
+    done = run_python(code)
+    assert done.stderr.strip() == "0 []"
+    assert done.stdout.startswith("usage: profusion")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_instant(command):
+    """At most 0.3 s of processor time over Python's own start, the best of a few tries."""
+
+    def seconds(code):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run_python(code)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    start = min(seconds("pass") for _ in range(4))
+    code = f"from profusion_pipeline.cli import main; main([{command!r}, '--help'])"
+    assert min(seconds(code) for _ in range(4)) - start <= 0.3
+
+
+# generate: flags
+
+
+# What can't be typed, or has a flag of another form.
+NOT_FLAGS = """self image subject generator latents prompt_embeds negative_prompt_embeds output_type return_dict
+    callback_on_step_end callback_on_step_end_tensor_inputs""".split()
+
+
+def test_flags_are_those_of_the_call():
+    """Read from the source on one side, from the imported function on the other."""
+    signature = inspect.signature(ProFusionPipeline.__call__).parameters
+    flags = call_flags()
+    assert [flag.name for flag in flags] == [name for name in signature if name not in NOT_FLAGS]
+    for flag in flags:
+        default = signature[flag.name].default
+        assert (flag.default, flag.name) == (default, flag.name) or default is inspect.Parameter.empty
+        assert flag.help
+
+
+# A value for each flag that differs from its default, as words and as the call takes it.
+EXAMPLES = {
+    "prompt": (["a photo of S*"], "a photo of S*"),
+    "class_noun": (["dog"], "dog"),
+    "class_prompt": (["a photo of a woman"], "a photo of a woman"),
+    "negative_prompt": (["blue"], "blue"),
+    "image_weights": (["0.5"], [0.5]),
+    "height": (["32"], 32),
+    "width": (["32"], 32),
+    "num_inference_steps": (["3"], 3),
+    "strength": (["0.5"], 0.5),
+    "guidance_scale": (["3"], 3.0),
+    "class_guidance_scale": (["2.5"], 2.5),
+    "num_fusion_steps": (["2"], 2),
+    "fusion_guidance_scale": (["4"], 4.0),
+    "fusion_subject_scale": (["0.9"], 0.9),
+    "fusion_eta": (["0.5"], 0.5),
+    "num_images_per_prompt": (["2"], 2),
+    "eta": (["0.7"], 0.7),
+}
+
+
+def test_every_flag_has_an_example():
+    assert list(EXAMPLES) == [flag.name for flag in call_flags()]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_flag_reaches_the_call(name, generate, pipe, photo, tmp_path):
+    words, value = EXAMPLES[name]
+    settings = {"prompt": "a photo of S*", "num_inference_steps": 2, name: value}
+    assert generate("--seed", "5", f"--{name.replace('_', '-')}", *words) == 0
+    paths = sorted(tmp_path.glob("out*.png"))
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(len(paths))]
+    expected = pipe(image=[Image.open(photo)], generator=generators, **settings).images
+    assert len(paths) == len(expected)
+    for path, picture in zip(paths, expected, strict=True):
+        assert np.array_equal(pixels(path), np.asarray(picture))
+
+
+def test_several_references_are_one_person(generate, pipe, photo, tmp_path):
+    mirrored = tmp_path / "mirrored.png"
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+    prompts = ["a photo of S*", "S* on the beach"]
+    assert generate("--seed", "5", "--image-weights", "1", "0.5", prompt=prompts, image=(photo, mirrored)) == 0
+    subject = pipe.encode_subject([photo, mirrored], weights=[1.0, 0.5])
+    for i, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(5 + i)
+        alone = pipe(prompt, subject=subject, num_inference_steps=2, generator=generator).images[0]
+        assert np.abs(pixels(tmp_path / f"out-{i + 1}.png") - np.asarray(alone)).max() <= 1
+
+
+def test_the_drawn_seed_is_said_and_gives_the_picture_again(generate, tmp_path, capsys):
+    assert generate(out="a.png") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'a.png'}\n"
+    seed = said.err.splitlines()[-1].removeprefix("seed ")
+    assert generate("--seed", seed, out="b.png") == 0
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+def test_dtype_and_device(generate, tmp_path):
+    assert generate("--seed", "5", "--dtype", "bfloat16", "--device", "cpu", out="half.png") == 0
+    assert generate("--seed", "5", out="full.png") == 0
+    assert not np.array_equal(pixels(tmp_path / "half.png"), pixels(tmp_path / "full.png"))
+
+
+# Outputs and errors
+
+
+def test_an_existing_picture_is_kept_without_force(generate, tmp_path, capsys):
+    old = tmp_path / "out.png"
+    old.write_bytes(b"old")
+    # The model is not even looked for: the check comes before any work.
+    assert generate("--model", "nowhere") == 1
+    assert capsys.readouterr().err == f"profusion: {str(old)!r} exists already; --force replaces it.\n"
+    assert old.read_bytes() == b"old"
+    assert generate("--force") == 0
+    assert pixels(old).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (dict(image=["nowhere.png"]), "`--image`.*nowhere.png"),
+        (dict(prompt=["a photo"]), "placeholder 'S[*]'"),
+        (dict(out="out.txt"), "--out must end in the extension of a picture format"),
+    ],
+)
+def test_errors_are_one_sentence(generate, capsys, tmp_path, words, message):
+    assert generate(**words) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    *_, last = said.err.splitlines()
+    assert re.search(f"^profusion: .*{message}", last)
+    assert "Traceback" not in said.err
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_setting_out_of_range(generate, capsys):
+    assert generate("--strength", "1.5") == 1
+    assert "`strength`" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(generate, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert generate("--model", tmp_path / "nowhere") == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_debug_shows_the_exception(generate, monkeypatch):
+    monkeypatch.setenv("PROFUSION_DEBUG", "1")
+    with pytest.raises(ValueError, match="--out must end in"):
+        generate(out="out.txt")
+
+
+def test_an_error_without_words_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "demo", lambda args: {}["x"])
+    monkeypatch.setattr(cli.demo, "__name__", "demo")
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "profusion: KeyError 'x'\n"
+
+
+def test_ctrl_c(monkeypatch, capsys):
+    def demo(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "demo", demo)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "profusion: stopped.\n"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["generate", "--model", "m", "--prompt", "S*"], "the following arguments are required: --image"),
+        (["generate", "--model", "m", "--image", "f"], "the following arguments are required: --prompt"),
+        (["demo", "--steps", "many"], "invalid int value: 'many'"),
+        (["convert", "source"], "the following arguments are required: target"),
+        (
+            ["train", "--model", "m", "--data", "d", "--output", "o", "--batch-size", "0"],
+            "`batch_size` must be at least 1",
+        ),
+        (
+            ["train", "--model", "m", "--data", "d", "--output", "o", "--mixed-precision", "fp8"],
+            "invalid choice: 'fp8'",
+        ),
+    ],
+)
+def test_usage(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_installed_command():
+    program = os.path.join(os.path.dirname(sys.executable), "profusion")
+    done = subprocess.run([program, "generate", "--model", "m"], capture_output=True, text=True)
+    assert done.returncode == 2
+    done = subprocess.run(
+        [program, "convert", "nowhere", "target"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("profusion: `source` must be a folder or a repository on the Hub")
+    assert done.stderr.count("\n") == 1
+
+
+# The other commands
+
+
+def test_demo(pipe, tmp_path, capsys, monkeypatch):
+    """With a tiny model and two portraits in the place of the bundled ones."""
+    from profusion_pipeline import demo
+    from profusion_pipeline.demo.grid import PROMPTS, render_demo_grid
+
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "portraits").mkdir()
+    portraits = [Image.new("RGB", (16, 16), color) for color in ("orange", "navy")]
+    for i, portrait in enumerate(portraits):
+        portrait.save(tmp_path / "portraits" / f"{i}.png")
+    monkeypatch.setattr(demo, "FOLDER", tmp_path)
+    monkeypatch.setattr(
+        demo.load_demo_pipeline,
+        "__kwdefaults__",
+        demo.load_demo_pipeline.__kwdefaults__ | {"folder": tmp_path / "model"},
+    )
+
+    out = tmp_path / "grid.png"
+    assert main(["demo", "--seed", "3", "--steps", "2", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    expected = render_demo_grid(pipe, portraits, prompts=PROMPTS, seed=3, num_inference_steps=2)
+    assert np.array_equal(pixels(out), np.asarray(expected))
+
+    assert main(["demo", "--steps", "2", "--out", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_generate_with_the_bundled_model(monkeypatch, photo, capsys):
+    """`--model demo` is the bundled model (which may not be there yet: then the sentence says so)."""
+    from profusion_pipeline import demo
+
+    monkeypatch.setitem(demo.load_demo_pipeline.__kwdefaults__, "folder", photo.parent)
+    assert (
+        main(
+            [
+                "generate",
+                "--model",
+                "demo",
+                "--image",
+                str(photo),
+                "--prompt",
+                "S*",
+                "--out",
+                str(photo.parent / "o.png"),
+            ]
+        )
+        == 1
+    )
+    assert "The demo model is not in" in capsys.readouterr().err
+
+
+def test_training_config():
+    words = ["train", "--model", "m", "--data", "d", "--output", "o", "--learning-rate", "1e-4", "--no-cache-latents"]
+    words += ["--snr-gamma", "5", "--validation-every", "10", "--validation-images", "a.png", "b.png"]
+    words += ["--validation-prompts", "S* on a hat"]
+    assert training_config(build_parser().parse_args(words)) == TrainingConfig(
+        model="m",
+        data="d",
+        output="o",
+        learning_rate=1e-4,
+        cache_latents=False,
+        snr_gamma=5.0,
+        validation_every=10,
+        validation_images=("a.png", "b.png"),
+        validation_prompts=("S* on a hat",),
+    )
+
+
+def test_train(model, photo, tmp_path, capsys):
+    """One step of a real training."""
+    data = tmp_path / "data"
+    data.mkdir()
+    photo.rename(data / "photo.png")
+    words = ["--model", model, "--data", data, "--output", tmp_path / "run", "--max-steps", 1, "--batch-size", 1]
+    assert main(["train", *map(str, words)]) == 0
+    folder = tmp_path / "run" / "promptnet"
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert json.loads((folder / "config.json").read_text())["_class_name"] == "PromptNet"
+    assert main(["train", *map(str, words)]) == 1
+    assert "holds a run already" in capsys.readouterr().err
