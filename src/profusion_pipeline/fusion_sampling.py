@@ -6,6 +6,7 @@
     next_alpha_bar    ᾱ_s      of the next one, s < t
     share             k        how much of the predicted noise stays
     eta               η        `fusion_eta`
+    predicted_noise   ε̃        of the model, guided
     noise             z        fresh, N(0, I)
     weights           ω        ω_1 (S* with C), ω_2 (C), ω_f (S* with C, fusion stage)
 
@@ -93,28 +94,45 @@ def noise_share(alpha_bar: float, next_alpha_bar: float, eta: float) -> float:
     return 1 - eta**2 * (1 - alpha_bar / next_alpha_bar) / (1 - alpha_bar)
 
 
-def fusion_step(
-    latents: torch.Tensor, predicted_noise: torch.Tensor, noise: torch.Tensor, alpha_bar: float, share: float
-) -> torch.Tensor:
-    """x_t ← sqrt(ᾱ_t) x̂_0 + sqrt(1-ᾱ_t) (k ε̃ + sqrt(1-k²) z)
+def renew_noise(predicted_noise: torch.Tensor, noise: torch.Tensor, share: float) -> torch.Tensor:
+    """ε' = k ε̃ + sqrt(1-k²) z
 
-    Keep the predicted picture, keep a share k of the predicted noise, replace the rest by fresh noise of equal power.
-    With sqrt(ᾱ_t) x̂_0 = x_t - sqrt(1-ᾱ_t) ε̃ put in, nothing is divided by ᾱ_t and k = 1 is the identity to the bit.
+    Args:
+        predicted_noise: ε̃, of [`predict_noise`]. [B, C, h, w]
+        noise: z. [B, C, h, w]
+        share: k, of [`noise_share`], in [-1, 1].
+
+    Returns:
+        Noise of the same power, of which a share k is the old. [B, C, h, w]
+
+    Example:
+        >>> predicted, fresh = torch.randn(2, 1, 4, 8, 8)
+        >>> torch.equal(renew_noise(predicted, fresh, share=1.0), predicted)
+        True
+    """
+    return share * predicted_noise + (1 - share**2) ** 0.5 * noise
+
+
+def fusion_step(
+    latents: torch.Tensor, predicted_noise: torch.Tensor, renewed_noise: torch.Tensor, alpha_bar: float
+) -> torch.Tensor:
+    """x_t ← sqrt(ᾱ_t) x̂_0 + sqrt(1-ᾱ_t) ε'
+
+    Keep the predicted picture, keep a share of the predicted noise, replace the rest by fresh noise of equal power.
+    With sqrt(ᾱ_t) x̂_0 = x_t - sqrt(1-ᾱ_t) ε̃ put in, nothing is divided by ᾱ_t and ε' = ε̃ is the identity to the bit.
 
     Args:
         latents: x_t. [B, C, h, w]
         predicted_noise: ε̃, of [`predict_noise`]. [B, C, h, w]
-        noise: z. [B, C, h, w]
+        renewed_noise: ε', of [`renew_noise`]. [B, C, h, w]
         alpha_bar: ᾱ_t.
-        share: k, of [`noise_share`], in [-1, 1].
 
     Returns:
         x_t with other noise, at the noise level it had. [B, C, h, w]
 
     Example:
-        >>> latents, predicted, fresh = torch.randn(3, 1, 4, 8, 8)
-        >>> torch.equal(fusion_step(latents, predicted, fresh, alpha_bar=0.3, share=1.0), latents)
+        >>> latents, predicted = torch.randn(2, 1, 4, 8, 8)
+        >>> torch.equal(fusion_step(latents, predicted, predicted, alpha_bar=0.3), latents)
         True
     """
-    change = (share - 1) * predicted_noise + (1 - share**2) ** 0.5 * noise
-    return latents + (1 - alpha_bar) ** 0.5 * change
+    return latents + (1 - alpha_bar) ** 0.5 * (renewed_noise - predicted_noise)

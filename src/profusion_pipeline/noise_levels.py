@@ -7,7 +7,14 @@ steps of PNDM) go back to a state that they have kept; there a change would be l
 
 from dataclasses import dataclass
 
-from diffusers import DPMSolverSinglestepScheduler, PNDMScheduler, SchedulerMixin
+import torch
+from diffusers import (
+    DPMSolverSinglestepScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,47 @@ def fusion_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[NoiseLevel 
     return [levels.get(index) for index in range(begin, count)]
 
 
-def forget_last_state(scheduler: SchedulerMixin) -> None:
-    """Make the scheduler's next step start from the state that it is given.
+def follow_fusion(scheduler: SchedulerMixin, noise_change: torch.Tensor, alpha_bar: float) -> None:
+    """Bring what the scheduler remembers of earlier steps in line with a fusion step: ε_i ← ε_i + (ε' - ε̃).
 
-    UniPC and SA-Solver begin a step by computing its state anew from the one before ("corrector"), which would undo a
-    fusion stage. Without the one before they take the state as it is; their predictor keeps its history.
+    The fusion step changes the noise in the state by ε' - ε̃ and leaves the picture in it. Solvers that remember
+    predicted *pictures* (DPM++, UniPC) have nothing to follow; solvers that remember predicted *noise* (PNDM, LMS,
+    DEIS) would go on with noise that is no longer there, and end in a picture full of it. So the remembered noise changes
+    as that of the state did.
+
+    UniPC and SA-Solver also begin a step by computing the state that they are given anew from the one before
+    ("corrector"), which would undo the fusion step. Without the one before they take the state as it is.
 
     Args:
-        scheduler: Any scheduler, after a fusion stage and before its `step`.
+        scheduler: Any scheduler, after a fusion step and before its `step`.
+        noise_change: ε' - ε̃. [B, C, h, w]
+        alpha_bar: ᾱ_t, where the fusion step stood.
 
     Example:
-        >>> from diffusers import UniPCMultistepScheduler
-        >>> scheduler = UniPCMultistepScheduler()
-        >>> forget_last_state(scheduler)
-        >>> scheduler.last_sample is None
-        True
+        >>> from diffusers import LMSDiscreteScheduler
+        >>> scheduler = LMSDiscreteScheduler()
+        >>> scheduler.derivatives = [torch.zeros(1), torch.ones(1)]
+        >>> follow_fusion(scheduler, torch.ones(1), alpha_bar=0.5)
+        >>> scheduler.derivatives
+        [tensor([1.]), tensor([2.])]
     """
+    if isinstance(scheduler, PNDMScheduler):  # remembers raw outputs; v changes by sqrt(ᾱ_t) times what ε does
+        predicts_v = scheduler.config.prediction_type == "v_prediction"
+        change = alpha_bar**0.5 * noise_change if predicts_v else noise_change
+        scheduler.ets = [output + change for output in scheduler.ets]
+    elif isinstance(scheduler, LMSDiscreteScheduler):
+        scheduler.derivatives = [derivative + noise_change for derivative in scheduler.derivatives]
+    elif _remembers_noise(scheduler):
+        outputs = scheduler.model_outputs
+        scheduler.model_outputs = [None if output is None else output + noise_change for output in outputs]
     if hasattr(scheduler, "last_sample"):
         scheduler.last_sample = None
+
+
+def _remembers_noise(scheduler: SchedulerMixin) -> bool:
+    if isinstance(scheduler, UniPCMultistepScheduler):
+        return not scheduler.predict_x0
+    return scheduler.config.get("algorithm_type") in ("deis", "dpmsolver", "sde-dpmsolver", "noise_prediction")
 
 
 def _starts_a_step(scheduler: SchedulerMixin, index: int, begin: int) -> bool:

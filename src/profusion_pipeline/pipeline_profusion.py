@@ -35,29 +35,33 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from .fusion_sampling import fusion_step, guide, noise_share, predict_noise
+from .fusion_sampling import fusion_step, guide, noise_share, predict_noise, renew_noise
 from .modeling_promptnet import PromptNet
-from .noise_levels import NoiseLevel, forget_last_state, fusion_levels
+from .noise_levels import NoiseLevel, follow_fusion, fusion_levels
 from .profusion_inputs import (
     check_choice,
     check_components_fit,
     check_count,
     check_fusion_eta,
     check_generator,
+    check_image_encoder,
     check_not_both,
     check_number,
     check_strength,
     check_tensor,
     check_weights,
+    choose_size,
+    list_class_prompts,
     list_per_prompt,
     list_prompts,
     list_subjects,
     list_texts,
+    list_weights,
 )
 from .profusion_rows import GuidanceRows, ReferenceRows
 from .reference_images import load_reference_image
 from .subject_embedding import SubjectEmbedding
-from .subject_prompt import encode_subject_prompts, find_placeholder, scale_subject_rows, tokenize_subject_prompts
+from .subject_prompt import encode_subject_prompts, scale_subject_rows, tokenize_subject_prompts
 
 Reference = Image.Image | np.ndarray | torch.Tensor | str | Path
 
@@ -276,9 +280,9 @@ class ProFusionPipeline(
         check_not_both("image", image, "subject", subject)
         if image is None and subject is None and (uses_subject or starts_from_image):
             raise ValueError("`image` and `subject` are both None: give one of them, for S* to stand for somebody.")
-        pictures = [] if image is None else self._read_pictures(prompt, image, image_weights)
+        images = [] if image is None else self._read_images(prompt, image, image_weights)
         subjects = [] if subject is None else list_subjects(subject, len(prompts), self.promptnet.config)
-        height, width = self._picture_size(height, width, subjects)
+        height, width = choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (len(prompts) * num_images_per_prompt, self.unet.config.in_channels, *grid)  # B, C, h, w
         states_shape = (len(prompts), self.tokenizer.model_max_length, self.text_encoder.config.hidden_size)
@@ -293,18 +297,17 @@ class ProFusionPipeline(
         check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
 
         # 2. Read the prompts
-        prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
         input_ids, positions = tokenize_subject_prompts(
             self.tokenizer,
-            prompts,
+            self.maybe_convert_prompt(prompts, self.tokenizer),
             placeholder=self.config.placeholder,
             num_subject_tokens=self.promptnet.num_subject_tokens(*grid),
         )  # [P, T], [P]
-        class_texts = negative_texts = None
-        if class_guidance_scale > 0 and prompt_embeds is None:
-            class_texts = self._class_texts(prompts, class_noun, class_prompt)
+        null_texts = class_texts = None
         if negative_prompt_embeds is None:
-            negative_texts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
+            null_texts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
+        if prompt_embeds is None and class_guidance_scale > 0:
+            class_texts = list_class_prompts(prompts, self.config.placeholder, class_noun, class_prompt)
 
         # 3. Ask the scheduler for its timesteps and noise levels
         device = self._execution_device
@@ -318,9 +321,9 @@ class ProFusionPipeline(
         check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
 
         # 4. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
-        if pictures and (uses_subject or starts_from_image):
-            subjects = self._encode_pictures(pictures, height, width)
-        null_states = self._encode_texts(negative_texts, negative_prompt_embeds, num_images_per_prompt)  # [B, T, D]
+        if images and (uses_subject or starts_from_image):
+            subjects = self._encode_images(images, height, width)
+        null_states = self._encode_texts(null_texts, negative_prompt_embeds, num_images_per_prompt)  # [B, T, D]
         class_states = self._encode_texts(class_texts, prompt_embeds, num_images_per_prompt)  # [B, T, D]
 
         # 5. Lay out the rows of both kinds of noise prediction
@@ -362,11 +365,10 @@ class ProFusionPipeline(
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 continue
-            if levels[i] is not None:
-                for _ in range(num_fusion_steps):
-                    noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
-                    latents = self._fuse(latents, t, noise, levels[i], shares[i], fusion, references)
-                forget_last_state(self.scheduler)
+            for _ in range(num_fusion_steps if levels[i] else 0):
+                noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
+                model_output = self._predict(latents, t, fusion, references)
+                latents = self._fuse(latents, model_output, noise, levels[i], shares[i])
             model_output = self._predict(latents, t, refinement, references)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
@@ -411,21 +413,14 @@ class ProFusionPipeline(
         return guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
 
     def _fuse(
-        self,
-        latents: torch.Tensor,
-        t: torch.Tensor,
-        noise: torch.Tensor,
-        level: NoiseLevel,
-        share: float,
-        rows: GuidanceRows,
-        references: ReferenceRows,
+        self, latents: torch.Tensor, model_output: torch.Tensor, noise: torch.Tensor, level: NoiseLevel, share: float
     ) -> torch.Tensor:
-        """One fusion step of the scheduler's state at t."""
-        model_output = self._predict(latents, t, rows, references)
+        """One fusion step of the scheduler's state."""
         latents = latents / level.state_scale  # [B, C, h, w], variance-preserving
-        prediction_type = self.scheduler.config.prediction_type
-        predicted_noise = predict_noise(model_output, latents, level.alpha_bar, prediction_type)
-        return fusion_step(latents, predicted_noise, noise, level.alpha_bar, share) * level.state_scale
+        predicted = predict_noise(model_output, latents, level.alpha_bar, self.scheduler.config.prediction_type)
+        renewed = renew_noise(predicted, noise, share)
+        follow_fusion(self.scheduler, renewed - predicted, level.alpha_bar)
+        return fusion_step(latents, predicted, renewed, level.alpha_bar) * level.state_scale
 
     @torch.no_grad()
     def encode_subject(
@@ -457,92 +452,40 @@ class ProFusionPipeline(
             torch.Size([1, 32, 8, 8])
         """
         check_components_fit(self.components)
+        check_image_encoder(self.components)
         references, weights = _read_references(image, weights)
-        subject = self._encode_references(references, weights, *self._picture_size(height, width, []))
+        subject = self._encode_references(references, weights, *choose_size(height, width, [], self.components))
         self.maybe_free_model_hooks()
         return subject
+
+    def _read_images(
+        self, prompt: str | list[str], image: Reference | list, image_weights: list | None
+    ) -> list[tuple[int, list[Image.Image], list[float]]]:
+        """For each prompt a key of its `image`, the references in it and their weights."""
+        check_image_encoder(self.components)
+        images = [image] if isinstance(prompt, str) else list_per_prompt("image", image, len(prompt))
+        weights = list_weights(image_weights, len(images))
+        return [(id(one), *_read_references(one, each)) for one, each in zip(images, weights, strict=True)]
+
+    def _encode_images(
+        self, images: list[tuple[int, list[Image.Image], list[float]]], height: int, width: int
+    ) -> list[SubjectEmbedding]:
+        """A subject for each prompt; an image that several prompts share is encoded once."""
+        encoded = {}
+        for key, references, weights in images:
+            if key not in encoded:
+                encoded[key] = self._encode_references(references, weights, height, width)
+        return [replace(encoded[key], weights=torch.tensor(weights).double()) for key, _, weights in images]
 
     def _encode_references(
         self, references: list[Image.Image], weights: list[float], height: int, width: int
     ) -> SubjectEmbedding:
-        if self.image_encoder is None or self.feature_extractor is None:
-            raise ValueError(
-                "This pipeline has no `image_encoder` and `feature_extractor`: give `subject`, as `encode_subject` of "
-                "a pipeline that has them returned it."
-            )
         device = self._execution_device
         pixels = self.image_processor.preprocess(references, height, width, resize_mode="crop")  # [R, 3, H, W]
         latents = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()  # [R, C, h, w]
         views = self.feature_extractor(references, return_tensors="pt").pixel_values
         image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state  # [R, N, V]
-        return SubjectEmbedding(
-            latents * self.vae.config.scaling_factor, image_states, torch.tensor(weights, dtype=torch.float64)
-        )
-
-    def _picture_size(self, height: int | None, width: int | None, subjects: list[SubjectEmbedding]) -> tuple[int, int]:
-        size, scale = self.unet.config.sample_size, self.vae_scale_factor
-        trained = (size, size) if isinstance(size, int) else size
-        natural = subjects[0].latents.shape[-2:] if subjects else trained
-        height = natural[0] * scale if height is None else height
-        width = natural[1] * scale if width is None else width
-        check_count("height", height, at_least=1)
-        check_count("width", width, at_least=1)
-        unit = scale * self.promptnet.grid_stride
-        smallest = unit * self.promptnet.config.region_kernel_size
-        if height % unit or width % unit or min(height, width) < smallest:
-            raise ValueError(
-                f"`height` and `width` must be multiples of {unit} and at least {smallest}, not {height} and {width}."
-            )
-        for subject in subjects:
-            if tuple(subject.latents.shape[-2:]) != (height // scale, width // scale):
-                encoded = [side * scale for side in subject.latents.shape[-2:]]
-                raise ValueError(
-                    f"`subject` was encoded for pictures of {encoded[0]} x {encoded[1]}, not {height} x {width}."
-                )
-        return height, width
-
-    def _read_pictures(
-        self, prompt: str | list[str], image: Reference | list, image_weights: list | None
-    ) -> list[tuple[list[Image.Image], list[float]]]:
-        """References and weights for each prompt; an image that several prompts share is read once."""
-        if isinstance(prompt, str):
-            return [_read_references(image, image_weights)]
-        images = list_per_prompt("image", image, len(prompt))
-        weights = list_per_prompt("image_weights", image_weights, len(prompt))
-        read = {id(entry): _read_references(entry, None)[0] for entry in images}
-        return [
-            (read[id(entry)], check_weights(entry_weights, len(read[id(entry)])))
-            for entry, entry_weights in zip(images, weights, strict=True)
-        ]
-
-    def _encode_pictures(
-        self, pictures: list[tuple[list[Image.Image], list[float]]], height: int, width: int
-    ) -> list[SubjectEmbedding]:
-        """A subject for each prompt; references that several prompts share are encoded once."""
-        encoded = {
-            id(references): self._encode_references(references, weights, height, width)
-            for references, weights in {
-                id(references): (references, weights) for references, weights in pictures
-            }.values()
-        }
-        return [
-            replace(encoded[id(references)], weights=torch.tensor(weights, dtype=torch.float64))
-            for references, weights in pictures
-        ]
-
-    def _class_texts(
-        self, prompts: list[str], class_noun: str | list[str] | None, class_prompt: str | list[str] | None
-    ) -> list[str]:
-        if class_prompt is not None:
-            return self.maybe_convert_prompt(list_texts("class_prompt", class_prompt, len(prompts)), self.tokenizer)
-        if class_noun is None:
-            raise ValueError(
-                "`class_noun` and `class_prompt` are both None, but `class_guidance_scale` needs the prompt without "
-                "S*: give one of them, or `class_guidance_scale=0`."
-            )
-        nouns = list_texts("class_noun", class_noun, len(prompts))
-        around = [find_placeholder(prompt, self.config.placeholder) for prompt in prompts]
-        return [prefix + noun + suffix for (prefix, suffix), noun in zip(around, nouns, strict=True)]
+        return SubjectEmbedding(latents * self.vae.config.scaling_factor, image_states, torch.tensor(weights).double())
 
     def _encode_texts(
         self, texts: list[str] | None, states: torch.Tensor | None, num_images_per_prompt: int
@@ -551,7 +494,7 @@ class ProFusionPipeline(
         if texts is not None:
             unique = list(dict.fromkeys(texts))
             ids = self.tokenizer(
-                unique,
+                self.maybe_convert_prompt(unique, self.tokenizer),
                 padding="max_length",
                 max_length=self.tokenizer.model_max_length,
                 truncation=True,

@@ -126,6 +126,59 @@ def list_per_prompt(name: str, values: Any, num_prompts: int) -> list:
     return values
 
 
+def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, class_prompt: Any) -> list[str]:
+    """The class prompt of each prompt: given whole, or the prompt with a noun in place of S*.
+
+    Args:
+        prompts: With the placeholder.
+        placeholder: What stands for the subject.
+        class_noun: One noun for all prompts, a list with one for each, or None.
+        class_prompt: One text for all prompts, a list with one for each, or None. It goes before `class_noun`.
+
+    Returns:
+        A text for each prompt.
+
+    Raises:
+        TypeError: They are of another type.
+        ValueError: Both are None, or a list has another length.
+
+    Example:
+        >>> list_class_prompts(["S* on the beach"], "S*", "person", None)
+        ['person on the beach']
+    """
+    if class_prompt is not None:
+        return list_texts("class_prompt", class_prompt, len(prompts))
+    if class_noun is None:
+        raise ValueError(
+            "`class_noun` and `class_prompt` are both None, but `class_guidance_scale` needs the prompt without S*: "
+            "give one of them, or `class_guidance_scale=0`."
+        )
+    nouns = list_texts("class_noun", class_noun, len(prompts))
+    return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]
+
+
+def list_weights(image_weights: Any, num_images: int) -> list:
+    """The weights of each subject's references.
+
+    Args:
+        image_weights: None, a list of numbers for every subject, or a list with such a list (or None) for each.
+        num_images: How many subjects there are.
+
+    Returns:
+        `num_images` lists of numbers or None.
+
+    Raises:
+        ValueError: The list of lists has another length.
+
+    Example:
+        >>> list_weights([0.7, 0.3], 2)
+        [[0.7, 0.3], [0.7, 0.3]]
+    """
+    if isinstance(image_weights, list) and not any(isinstance(entry, Real) for entry in image_weights):
+        return list_per_prompt("image_weights", image_weights, num_images)
+    return [image_weights] * num_images
+
+
 def check_weights(weights: Any, num_references: int) -> list[float]:
     """The weight of each reference of a subject.
 
@@ -342,3 +395,63 @@ def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, An
                 f"{wanted[0]} and {wanted[1]}: it was encoded by another pipeline."
             )
     return subjects
+
+
+def check_image_encoder(components: dict[str, Any]) -> None:
+    """A picture can only be encoded by a pipeline that has what it takes.
+
+    Args:
+        components: Of the pipeline, by name.
+
+    Raises:
+        ValueError: The image encoder or its feature extractor is missing.
+
+    Example:
+        >>> check_image_encoder({"image_encoder": 1, "feature_extractor": 1})
+    """
+    for name in ("image_encoder", "feature_extractor"):
+        if components[name] is None:
+            raise ValueError(f"This pipeline has no `{name}`: give `subject`, encoded by a pipeline that has one.")
+
+
+def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[str, Any]) -> tuple[int, int]:
+    """The size of the pictures in pixels.
+
+    Args:
+        height: What was given, or None.
+        width: What was given, or None.
+        subjects: Encoded subjects, if any; their size is the default.
+        components: Of the pipeline, by name; the UNet's trained size is the default without subjects.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        TypeError: They aren't whole numbers.
+        ValueError: PromptNet can't read latents of that size, or a subject was encoded for another.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> choose_size(None, None, [], load_demo_pipeline().components)
+        (64, 64)
+    """
+    promptnet, trained = components["promptnet"], components["unet"].config.sample_size
+    scale = 2 ** (len(components["vae"].config.block_out_channels) - 1)
+    sides = subjects[0].latents.shape[-2:] if subjects else [trained] * 2 if isinstance(trained, int) else trained
+    height = scale * sides[0] if height is None else height
+    width = scale * sides[1] if width is None else width
+    check_count("height", height, at_least=1)
+    check_count("width", width, at_least=1)
+    unit = scale * promptnet.grid_stride
+    smallest = unit * promptnet.config.region_kernel_size
+    if height % unit or width % unit or min(height, width) < smallest:
+        raise ValueError(
+            f"`height` and `width` must be multiples of {unit} and at least {smallest}, not {height} and {width}."
+        )
+    for subject in subjects:
+        encoded_height, encoded_width = (scale * side for side in subject.latents.shape[-2:])
+        if (encoded_height, encoded_width) != (height, width):
+            raise ValueError(
+                f"`subject` was encoded for pictures of {encoded_height} x {encoded_width}, not {height} x {width}."
+            )
+    return height, width
