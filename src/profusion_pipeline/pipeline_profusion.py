@@ -101,6 +101,7 @@ class ProFusionPipeline(
         feature_extractor: Of the image encoder.
         safety_checker: Looks at the finished pictures, as in `StableDiffusionPipeline`.
         placeholder: What stands for the subject in a prompt.
+        placeholder_alias: Another spelling that prompts may use for it, as converted releases do for `holder`.
         requires_safety_checker: Whether the pipeline refuses to be built without a safety checker.
 
     Raises:
@@ -138,6 +139,7 @@ class ProFusionPipeline(
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,
         placeholder: str = "S*",
+        placeholder_alias: str | None = None,
         requires_safety_checker: bool = False,
     ):
         super().__init__()
@@ -157,7 +159,11 @@ class ProFusionPipeline(
             feature_extractor=feature_extractor,
             safety_checker=safety_checker,
         )
-        self.register_to_config(placeholder=placeholder, requires_safety_checker=requires_safety_checker)
+        self.register_to_config(
+            placeholder=placeholder,
+            placeholder_alias=placeholder_alias,
+            requires_safety_checker=requires_safety_checker,
+        )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -297,6 +303,8 @@ class ProFusionPipeline(
         check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
 
         # 2. Read the prompts
+        if self.config.placeholder_alias is not None:
+            prompts = [text.replace(self.config.placeholder_alias, self.config.placeholder) for text in prompts]
         input_ids, positions = tokenize_subject_prompts(
             self.tokenizer,
             self.maybe_convert_prompt(prompts, self.tokenizer),
