@@ -225,17 +225,19 @@ def test_debug_shows_the_exception(generate, monkeypatch):
 
 
 def test_an_error_without_words_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "demo", lambda args: {}["x"])
-    monkeypatch.setattr(cli.demo, "__name__", "demo")
+    def _demo(args):
+        return {}["x"]
+
+    monkeypatch.setattr(cli, "_demo", _demo)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "profusion: KeyError 'x'\n"
 
 
 def test_ctrl_c(monkeypatch, capsys):
-    def demo(args):
+    def _demo(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "demo", demo)
+    monkeypatch.setattr(cli, "_demo", _demo)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "profusion: stopped.\n"
 

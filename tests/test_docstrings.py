@@ -1,15 +1,16 @@
 """Every public function and class says what it takes, as its signature has it, and shows itself in use."""
 
-import ast
 import dataclasses
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from diffusers.utils import BaseOutput
 
 import profusion_pipeline
 from profusion_pipeline.flags import argument_help
@@ -33,7 +34,8 @@ def public(module):
             yield name, thing
             for method_name, method in vars(thing).items():
                 method = getattr(method, "__func__", method)  # of a classmethod or staticmethod
-                if inspect.isfunction(method) and (method_name == "__call__" or not method_name.startswith("_")):
+                ours = inspect.isfunction(method) and method.__module__ == module.__name__
+                if ours and (method_name == "__call__" or not method_name.startswith("_")):
                     yield f"{name}.{method_name}", method
 
 
@@ -42,7 +44,12 @@ THINGS = {
     for module in MODULES
     for name, thing in public(module)
 }
-TOP_LEVEL = {name: thing for name, thing in THINGS.items() if not re.search(r"\.[A-Z]\w*\.\w+$", name)}
+METHOD = re.compile(r"\.[A-Z]\w*\.\w+$")
+
+
+def is_record(thing) -> bool:
+    """What a function returns several things in; the function's example shows it."""
+    return inspect.isclass(thing) and issubclass(thing, (tuple, BaseOutput))
 
 
 def parameters(thing) -> list[str]:
@@ -64,10 +71,35 @@ def test_arguments_agree_with_the_signature(name):
     if dataclasses.is_dataclass(thing) and all(field.metadata.get("help") for field in dataclasses.fields(thing)):
         return  # a config: each field has its help sentence
     helps = documented(thing)
-    assert list(helps) == parameters(thing)
-    assert all(helps.values())
+    assert helps.keys() == set(parameters(thing))
 
 
-@pytest.mark.parametrize("name", TOP_LEVEL)
+@pytest.mark.parametrize(
+    "name", [name for name, thing in THINGS.items() if not METHOD.search(name) and not is_record(thing)]
+)
 def test_there_is_an_example(name):
-    assert re.search(r"^Examples?:", inspect.getdoc(TOP_LEVEL[name]) or "", re.MULTILINE)
+    assert re.search(r"^Examples?:", inspect.getdoc(THINGS[name]) or "", re.MULTILINE)
+
+
+def examples(name: str) -> str:
+    """The code of a docstring's examples: the text with its `>>>` lines, or what stands in fenced blocks."""
+    doc = inspect.getdoc(THINGS[name]) or ""
+    fenced = re.findall(r"^```python\n(.*?)^```$", doc, re.DOTALL | re.MULTILINE)
+    return doc if ">>> " in doc else "\n".join(fenced)
+
+
+@pytest.mark.parametrize("name", [name for name in THINGS if examples(name)])
+def test_the_example_runs(name, tmp_path, monkeypatch):
+    code = examples(name)
+    if re.search(r"load_demo_pipeline\(|demo_portraits\(", code) and not MODEL.is_file():
+        pytest.skip("the demo model is not there: `make train-demo` trains it")
+    monkeypatch.chdir(tmp_path)
+    names = dict(vars(sys.modules[THINGS[name].__module__]))
+    if ">>> " not in code:
+        exec(compile(code, name, "exec"), names)
+        return
+    test = doctest.DocTestParser().get_doctest(code, names, name, None, None)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner.run(test, out=said.append)
+    assert not runner.failures, "".join(said)

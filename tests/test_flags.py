@@ -158,5 +158,10 @@ def test_help_shows_text_and_default(oven, parser):
     assert "--no-fan" in text
 
 
+def test_names_that_share_an_entry():
+    doc = "Bake.\n\nArgs:\n    a (`int`), *b: One\n        text (c, d: e).\n    f, g (`list[int]`),\n    h: Another.\n"
+    assert argument_help(doc) == {name: "One text (c, d: e)." for name in "ab"} | {name: "Another." for name in "fgh"}
+
+
 def test_argument_help_without_arguments():
     assert argument_help("Just a sentence.\n\nReturns:\n    Nothing.") == {}

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def demo(args: argparse.Namespace) -> None:
+def _demo(args: argparse.Namespace) -> None:
     from .picture_files import output_paths, write_pictures
 
     paths = output_paths(args.out, 1, force=args.force)
@@ -79,7 +79,7 @@ def demo(args: argparse.Namespace) -> None:
     print(paths[0])
 
 
-def generate(args: argparse.Namespace) -> None:
+def _generate(args: argparse.Namespace) -> None:
     from .picture_files import output_paths, write_pictures
 
     flags = {flag.name: flag for flag in call_flags()}
@@ -103,7 +103,7 @@ def generate(args: argparse.Namespace) -> None:
     print(*paths, sep="\n")
 
 
-def train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> None:
     config = training_config(args)
 
     from .trainer import train_promptnet
@@ -111,7 +111,7 @@ def train(args: argparse.Namespace) -> None:
     print(train_promptnet(config))
 
 
-def convert(args: argparse.Namespace) -> None:
+def _convert(args: argparse.Namespace) -> None:
     from .convert import convert_checkpoint
 
     facts = convert_checkpoint(args.source, args.target, force=args.force)
@@ -182,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="profusion", description="One portrait and a prompt -> pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, demo, "[options]", "Draw the demo grid with the bundled model, offline.")
+    command = _command(commands, _demo, "[options]", "Draw the demo grid with the bundled model, offline.")
     command.add_argument("--seed", type=int, default=0, help="Seed of the noise (default: 0).")
     command.add_argument("--steps", type=int, default=25, help="Denoising steps of each picture (default: 25).")
     command.add_argument("--out", default="profusion_demo.png", help="The picture (default: profusion_demo.png).")
@@ -190,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(
         commands,
-        generate,
+        _generate,
         "--model M --image FILE --prompt TEXT [options]",
         "Pictures of the person on the reference photo(s).",
     )
@@ -216,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(
         commands,
-        train,
+        _train,
         "--model M --data FOLDER --output FOLDER [options]",
         "Train a PromptNet on a folder of pictures.",
     )
@@ -224,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(
         commands,
-        convert,
+        _convert,
         "SOURCE TARGET [options]",
         "The authors' 2023 checkpoint layout -> a ProFusion pipeline folder.",
     )
@@ -235,9 +235,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _command(commands, run: Callable, words: str, help: str) -> argparse.ArgumentParser:
+    name = run.__name__.removeprefix("_")
     parser = commands.add_parser(
-        run.__name__,
-        usage=f"profusion {run.__name__} {words}",
+        name,
+        usage=f"profusion {name} {words}",
         help=help,
         description=help,
         argument_default=argparse.SUPPRESS,

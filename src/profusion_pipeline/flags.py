@@ -79,11 +79,11 @@ def flags_of_function(path: Path, qualname: str) -> list[Flag]:
     ]
 
 
-def flags_of_dataclass(cls: type) -> list[Flag]:
+def flags_of_dataclass(config: type) -> list[Flag]:
     """The flags of a dataclass whose fields carry `help` and `choices` in their metadata.
 
     Args:
-        cls: A dataclass with fields of type str, float, int, bool, one of these or None, or a tuple of these.
+        config: A dataclass with fields of type str, float, int, bool, one of these or None, or a tuple of these.
 
     Returns:
         One flag for each field.
@@ -102,7 +102,7 @@ def flags_of_dataclass(cls: type) -> list[Flag]:
             field.metadata["help"],
             field.metadata["choices"],
         )
-        for field in dataclasses.fields(cls)
+        for field in dataclasses.fields(config)
     ]
 
 
@@ -165,19 +165,25 @@ def argument_help(docstring: str) -> dict[str, str]:
         docstring: Without the indentation of the code around it, as `ast.get_docstring` and `inspect.getdoc` give it.
 
     Returns:
-        Parameter name -> text.
+        Parameter name -> text. Names that share an entry share its text.
 
     Example:
-        >>> argument_help("Add.\\n\\nArgs:\\n    x: Left\\n        side.\\n    y (`int`): Right side.")
-        {'x': 'Left side.', 'y': 'Right side.'}
+        >>> argument_help("Add.\\n\\nArgs:\\n    x, y: Sides, in\\n        cm.\\n    z (`int`): Height.")
+        {'x': 'Sides, in cm.', 'y': 'Sides, in cm.', 'z': 'Height.'}
     """
     section = re.search(r"^Args:\n((?:[ ]+\S.*\n?|[ ]*\n)+)", docstring, re.MULTILINE)
     if not section:
         return {}
     indent = re.match(r" +", section[1])[0]
     entries = re.split(rf"^{indent}(?=\S)", section[1], flags=re.MULTILINE)[1:]
-    heads = [re.match(r"\*{0,2}(\w+)(?: *\(.*?\))?:\s(.*)", entry, re.DOTALL) for entry in entries]
-    return {head[1]: " ".join(head[2].split()) for head in heads}
+    helps, shared = {}, []
+    for entry in entries:
+        names, text = re.match(r"((?:\*{0,2}\w+(?: *\(.*?\))?(?:,\s+|(?=:)))+)(?::\s)?(.*)", entry, re.DOTALL).groups()
+        shared += re.findall(r"(\w+)(?: *\(.*?\))?(?:,|$)", names)
+        if text:  # a line of names alone goes on in the next one
+            helps |= dict.fromkeys(shared, " ".join(text.split()))
+            shared = []
+    return helps
 
 
 def _parameters(args: ast.arguments) -> Iterator[tuple[str, ast.expr | None, Any]]:

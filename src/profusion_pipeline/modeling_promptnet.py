@@ -80,7 +80,21 @@ class PromptNetOutput(BaseOutput):
 
 
 class LatentEmbedding(nn.Module):
-    """E(x_t): two convolutions that bring the noisy latents to the width of the first block."""
+    """E(x_t): two convolutions that bring the noisy latents to the width of the first block.
+
+    Args:
+        in_channels (`int`): Channels of the latents.
+        out_channels (`int`): Width of the first block.
+
+    Example:
+
+    ```python
+    import torch
+    from profusion_pipeline.modeling_promptnet import LatentEmbedding
+
+    LatentEmbedding(4, 32)(torch.randn(2, 4, 8, 8)).shape  # [2, 32, 8, 8]
+    ```
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -88,6 +102,14 @@ class LatentEmbedding(nn.Module):
         self.conv_out = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """E(x_t).
+
+        Args:
+            latents (`torch.Tensor` of shape `[B, C, h, w]`): x_t.
+
+        Returns:
+            `torch.Tensor` of shape `[B, out_channels, h, w]`.
+        """
         return self.conv_out(nn.functional.silu(self.conv_in(latents)))
 
 
@@ -254,6 +276,10 @@ class PromptNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def from_config(cls, config, **kwargs):
         """As `ConfigMixin.from_config`, but a setting that PromptNet doesn't have is an error, not a warning.
 
+        Args:
+            config (`dict`): Settings by name.
+            **kwargs: As of `ConfigMixin.from_config`.
+
         Raises:
             ValueError: If `config` holds a setting that PromptNet doesn't know.
         """
@@ -349,6 +375,10 @@ class PromptNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def num_subject_tokens(self, height: int, width: int) -> int:
         """L, the number of pseudo words for latents of `height` x `width` cells.
+
+        Args:
+            height (`int`): Rows of the latents.
+            width (`int`): Columns of the latents.
 
         Raises:
             ValueError: If a side isn't a multiple of `grid_stride`, or too small for one pseudo word.

@@ -107,7 +107,7 @@ def draw_grid(
     Example:
         >>> face = Image.new("RGB", (64, 64))
         >>> draw_grid([(face, [[face], [face]])], ["S* smiling"], ["plain", "fusion"]).height
-        360
+        336
     """
     font = ImageFont.load_default(FONT_SIZE)
     captions = [_wrapped(prompt, font, CELL) for prompt in prompts]
