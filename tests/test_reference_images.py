@@ -165,9 +165,7 @@ def test_url_says_what_to_do(url):
         load_reference_image(url)
 
 
-@pytest.mark.parametrize(
-    "empty", [Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), dtype=np.uint8), torch.zeros(3, 5, 0)]
-)
+@pytest.mark.parametrize("empty", [Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), dtype=np.uint8), torch.zeros(3, 5, 0)])
 def test_no_pixels(empty):
     with pytest.raises(ValueError, match=r"`image` must have pixels, got a picture of 0 x 5\."):
         load_reference_image(empty)
