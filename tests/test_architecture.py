@@ -16,6 +16,7 @@ LAYERS = {
     "subject_embedding": 0,
     "reference_images": 0,
     "profusion_inputs": 0,
+    "profusion_rows": 0,
     "modeling_promptnet": 0,
     "pipeline_profusion": 1,
     # learning
@@ -50,6 +51,7 @@ SHIPPED = {
     "subject_embedding": {"torch", "safetensors"},
     "reference_images": {"torch", "numpy", "PIL"},
     "profusion_inputs": {"torch"},
+    "profusion_rows": {"torch"},
     "noise_levels": {"torch", "diffusers"},
     "fusion_sampling": {"torch"},
 }

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline_profusion import ProFusionPipeline
+from ..subject_embedding import SubjectEmbedding
 
 PROMPTS = (
     "a portrait of S*, wearing a red hoodie",
@@ -75,17 +76,20 @@ def render_demo_grid(
             progress(done, total)
         return tensors
 
-    def sample(portrait: Image.Image, settings: dict) -> list[Image.Image]:
+    def sample(subject: SubjectEmbedding, settings: dict) -> list[Image.Image]:
         return pipe(
             list(prompts),
-            image=[portrait] * len(prompts),
+            subject=subject,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
             callback_on_step_end=count,
             **settings,
         ).images
 
-    people = [(portrait, [sample(portrait, settings) for settings in METHODS.values()]) for portrait in portraits]
+    people = []
+    for portrait in portraits:
+        subject = pipe.encode_subject(portrait)
+        people.append((portrait, [sample(subject, settings) for settings in METHODS.values()]))
     return draw_grid(people, prompts, list(METHODS))
 
 
