@@ -94,15 +94,15 @@ def accuracy(reader: AttributeReader, people: list[Portrait], images: np.ndarray
     }
 
 
-def main(work: Path, steps: int = 3000, batch_size: int = 32, held_out: int = 4000) -> Path:
+def main(work: Path, steps: int = 1600, batch_size: int = 32, held_out: int = 4000) -> Path:
     """Train, save to `work/reader`, print the accuracy on renders of validation people, also style by style."""
     torch.manual_seed(0)
     reader = AttributeReader()
+    people, images = portraits("validation", held_out), pictures("validation", held_out, work / "data")
     fit(Reading(reader, batch_size), Schedule(steps=steps, learning_rate=1.5e-3, ema_decay=0.995), work / "attributes")
     if not processes().is_main_process:
         return work / "reader"
     reader.save_pretrained(work / "reader")
-    people, images = portraits("validation", held_out), pictures("validation", held_out, work / "data")
     for name, (share, count) in accuracy(reader, people, images).items():
         print(f"{name:16s} {share:.4f} of {count}")
     for style in CONTROL_VALUES["style"]:
@@ -115,5 +115,5 @@ def main(work: Path, steps: int = 3000, batch_size: int = 32, held_out: int = 40
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps")
     main(**vars(parser.parse_args()))

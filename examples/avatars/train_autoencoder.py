@@ -83,10 +83,10 @@ def psnr(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 64) -> np.nda
     return np.concatenate(values)
 
 
-def main(work: Path, count: int = 30_000, steps: int = 10_000, batch_size: int = 16, rate: float = 2e-3) -> Path:
+def main(work: Path, count: int = 30_000, steps: int = 4600, batch_size: int = 16, rate: float = 2e-3) -> Path:
     """Train, normalise the latents, save to `work/vae`; print the PSNR on validation people."""
     torch.manual_seed(0)
-    images = pictures("train", count, work / "data")
+    images, held_out = pictures("train", count, work / "data"), pictures("validation", 500, work / "data")
     vae = new_autoencoder()
     schedule = Schedule(steps=steps, learning_rate=rate, ema_decay=0.998, tail=0.3)
     fit(Reconstruction(vae, images, batch_size), schedule, work / "autoencoder")
@@ -94,7 +94,7 @@ def main(work: Path, count: int = 30_000, steps: int = 10_000, batch_size: int =
     if not processes().is_main_process:
         return work / "vae"
     vae.save_pretrained(work / "vae")
-    values = psnr(vae, pictures("validation", 500, work / "data"))
+    values = psnr(vae, held_out)
     print(f"PSNR {values.mean():.2f} dB (median {np.median(values):.2f}) on {len(values)} validation pictures")
     return work / "vae"
 
@@ -102,6 +102,6 @@ def main(work: Path, count: int = 30_000, steps: int = 10_000, batch_size: int =
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=10_000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=4600, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures a step and process")
     main(**vars(parser.parse_args()))

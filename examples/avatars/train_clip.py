@@ -132,10 +132,11 @@ def retrieval(clip: CLIPModel, tokenizer, images, people: list[Portrait]) -> flo
     return (similarity.argmax(1) == torch.arange(len(people))).float().mean().item()
 
 
-def main(work: Path, count: int = 30_000, steps: int = 2000, batch_size: int = 64) -> Path:
+def main(work: Path, count: int = 30_000, steps: int = 380, batch_size: int = 64) -> Path:
     """Train, save `work/{tokenizer,clip,text_encoder,image_encoder,feature_extractor}`."""
     torch.manual_seed(0)
-    people = portraits("train", count)
+    people, held_out = portraits("train", count), portraits("validation", 500)
+    held_out_images = pictures("validation", 500, work / "data")
     with processes().main_process_first():
         if not (work / "tokenizer" / "vocab.json").exists():
             train_tokenizer(work / "tokenizer", people[:20_000])
@@ -143,7 +144,7 @@ def main(work: Path, count: int = 30_000, steps: int = 2000, batch_size: int = 6
     objective = ContrastiveWithAttributes(
         new_clip(tokenizer), tokenizer, pictures("train", count, work / "data"), people, batch_size
     )
-    schedule = Schedule(steps=steps, learning_rate=1e-3, ema_decay=0.99, weight_decay=1e-2)
+    schedule = Schedule(steps=steps, learning_rate=1.5e-3, ema_decay=0.99, weight_decay=1e-2)
     clip = fit(objective, schedule, work / "clip_training").clip
     if not processes().is_main_process:
         return work / "clip"
@@ -153,7 +154,7 @@ def main(work: Path, count: int = 30_000, steps: int = 2000, batch_size: int = 6
     CLIPImageProcessor(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(work / "feature_extractor")
-    share = retrieval(clip, tokenizer, pictures("validation", 500, work / "data"), portraits("validation", 500))
+    share = retrieval(clip, tokenizer, held_out_images, held_out)
     print(f"{share:.3f} of 500 validation pictures find their own caption among all 500")
     return work / "clip"
 
@@ -161,6 +162,6 @@ def main(work: Path, count: int = 30_000, steps: int = 2000, batch_size: int = 6
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=380, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs a step and process")
     main(**vars(parser.parse_args()))
