@@ -7,12 +7,14 @@ pictures and signals. The objective is in `losses.py`; what sample number n is, 
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from .checkpoints import list_checkpoints
@@ -96,7 +98,7 @@ def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch) -> torch.Tens
     )
     batch, draws = _to_device(batch, accelerator.device), _to_device(draws, accelerator.device)
     with accelerator.accumulate(run.promptnet):
-        with accelerator.autocast():
+        with accelerator.autocast(), _attention_kernel(accelerator):
             loss = promptnet_loss(
                 components.unet,
                 components.text_encoder,
@@ -116,6 +118,14 @@ def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch) -> torch.Tens
             run.lr_scheduler.step()
         run.optimizer.zero_grad()
     return loss.detach()
+
+
+def _attention_kernel(accelerator: Accelerator) -> AbstractContextManager:
+    # On the CPU flash attention's backward pass in bfloat16 takes half of a step; plain products make the step 1.5 times
+    # faster (torch 2.13, a Xeon with AMX).
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def _to_device(tensors: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
