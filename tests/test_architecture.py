@@ -32,7 +32,8 @@ LAYERS = {
     "trainer": 3,
     # shipping
     "convert": 2,
-    "demo": 2,
+    "loading": 2,
+    "demo": 3,
     "flags": 0,
     "picture_files": 0,
     "cli": 4,

@@ -164,12 +164,14 @@ def _load_pipeline(model: str, device: str | None, dtype: str | None):
     import torch
 
     from .demo import load_demo_pipeline
-    from .pipeline_profusion import ProFusionPipeline
+    from .loading import load_pipeline
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float16" if device.startswith("cuda") else "float32")
-    pipe = load_demo_pipeline() if model == "demo" else ProFusionPipeline.from_pretrained(model)
-    return pipe.to(device, getattr(torch, dtype))
+    place = {
+        "dtype": getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32")),
+        "device": device,
+    }
+    return load_demo_pipeline(**place) if model == "demo" else load_pipeline(model, **place)
 
 
 def build_parser() -> argparse.ArgumentParser:

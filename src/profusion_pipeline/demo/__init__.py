@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..loading import load_pipeline
 from ..pipeline_profusion import ProFusionPipeline
 from ..reference_images import load_reference_image
 
@@ -37,9 +38,7 @@ def load_demo_pipeline(
         raise FileNotFoundError(
             f"The demo model is not in {folder}: `make train-demo` trains it, an installed release has it."
         )
-    # Without accelerate, which is no core dependency, diffusers can't load in the way that saves memory, and says so.
-    pipe = ProFusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    return pipe.to(device, dtype)
+    return load_pipeline(folder, dtype=dtype, device=device)
 
 
 def demo_portraits() -> list[Image.Image]:
