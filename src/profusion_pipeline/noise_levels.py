@@ -80,8 +80,8 @@ def follow_fusion(scheduler: SchedulerMixin, noise_change: torch.Tensor, alpha_b
 
     The fusion step changes the noise in the state by ε' - ε̃ and leaves the picture in it. Solvers that remember
     predicted *pictures* (DPM++, UniPC) have nothing to follow; solvers that remember predicted *noise* (PNDM, LMS,
-    DEIS) would go on with noise that is no longer there, and end in a picture full of it. So the remembered noise changes
-    as that of the state did.
+    DEIS) would go on with noise that is no longer there, and end in a picture full of it. So what they remember
+    changes as the noise in the state did.
 
     UniPC and SA-Solver also begin a step by computing the state that they are given anew from the one before
     ("corrector"), which would undo the fusion step. Without the one before they take the state as it is.
@@ -137,6 +137,8 @@ def _refuse_unfit(scheduler: SchedulerMixin, begin: int) -> None:
         _refuse(scheduler, f"its `prediction_type` is {prediction_type!r}, not epsilon, v_prediction or sample")
     if isinstance(scheduler, PNDMScheduler) and begin > 0:
         _refuse(scheduler, "with `strength` < 1 its timesteps and its state are one level apart")
+    if isinstance(scheduler, LMSDiscreteScheduler) and begin > 0:
+        _refuse(scheduler, "with `strength` < 1 its first steps count on steps before them")
 
 
 def _refuse(scheduler: SchedulerMixin, reason: str) -> None:
