@@ -121,8 +121,8 @@ def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch) -> torch.Tens
 
 
 def _attention_kernel(accelerator: Accelerator) -> AbstractContextManager:
-    # On the CPU flash attention's backward pass in bfloat16 takes half of a step; plain products make the step 1.5 times
-    # faster (torch 2.13, a Xeon with AMX).
+    # On the CPU flash attention's backward pass in bfloat16 takes half of a step: plain products make the step 1.5
+    # times faster (torch 2.13, a Xeon with AMX).
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
