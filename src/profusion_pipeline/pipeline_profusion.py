@@ -381,16 +381,15 @@ class ProFusionPipeline(
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
             if callback_on_step_end is not None:
-                tensors = {name: {"latents": latents}[name] for name in callback_on_step_end_tensor_inputs}
+                tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
                 latents = callback_on_step_end(self, i, t, tensors).get("latents", latents)
 
         # 8. Decode
         if output_type == "latent":
             images, has_nsfw_concept = latents, None
         else:
-            images = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False, generator=generator)[
-                0
-            ]
+            latents = latents / self.vae.config.scaling_factor
+            images = self.vae.decode(latents, return_dict=False, generator=generator)[0]  # [B, 3, H, W]
             _check_finite(images, "the decoded pictures")
             images, has_nsfw_concept = self.run_safety_checker(images, device, images.dtype)
             harmless = [not flagged for flagged in has_nsfw_concept or [False] * len(images)]
