@@ -105,6 +105,9 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
 def _load(config: TrainingConfig, cls: type, name: str, repository: str | None = None) -> Any:
     place = dict(subfolder=name) if repository is None else {}
     repository = repository or config.model
+    if Path(repository).is_dir() and not Path(repository, *place.values()).is_dir():
+        # Asked here, because transformers makes an empty tokenizer of a folder that isn't there.
+        raise ValueError(f"`model` must come with a {name}, {repository!r} has no such folder.")
     try:
         return cls.from_pretrained(repository, **place)
     except OSError as error:

@@ -1,0 +1,77 @@
+"""What the tests of training share: a base pipeline's folder, a folder of portraits, settings for a short run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+
+from profusion_pipeline.config import TrainingConfig
+from profusion_pipeline.training_run import TrainingRun
+from tiny import make_components
+
+
+def write_base(folder: Path) -> Path:
+    """A base pipeline without PromptNet; its UNet listens to the text, as a trained one does."""
+    components = make_components()
+    with torch.no_grad():
+        for name, parameter in components["unet"].named_parameters():
+            if "attn2" in name or "conv_out" in name:
+                parameter.mul_(4)
+    for name, component in components.items():
+        if component is not None and name != "promptnet":
+            component.save_pretrained(folder / name)
+    return folder
+
+
+def write_portraits(folder: Path) -> Path:
+    """Five pictures of two people; metadata names the others of each."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for person, count in (("anna", 3), ("ben", 2)):
+        names = [f"{person}-{i}.png" for i in range(count)]
+        colour = generator.integers(0, 256, 3)
+        for name in names:
+            grain = generator.integers(-20, 20, (16, 16, 3))
+            Image.fromarray((colour + grain).clip(0, 255).astype(np.uint8)).save(folder / name)
+            rows.append({"file_name": name, "ref_img": [other for other in names if other != name]})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def short_run(**settings) -> TrainingConfig:
+    """Six steps; `model`, `data` and `output` must be given."""
+    defaults = dict(
+        batch_size=2,
+        max_steps=6,
+        learning_rate=1e-3,
+        ema_decay=0.9,
+        region_proj_channel=8,
+        checkpoint_every=0,
+        log_every=2,
+    )
+    return TrainingConfig(**{name: str(v) if isinstance(v, Path) else v for name, v in (defaults | settings).items()})
+
+
+def start(config: TrainingConfig) -> TrainingRun:
+    """A run on the CPU."""
+    accelerator = Accelerator(
+        cpu=True,
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+    )
+    return TrainingRun(config, accelerator)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a saved PromptNet."""
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
