@@ -75,7 +75,7 @@ def fusion_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[NoiseLevel 
     return [levels.get(index) for index in range(begin, count)]
 
 
-def follow_fusion(scheduler: SchedulerMixin, noise_change: torch.Tensor, alpha_bar: float) -> None:
+def follow_fusion(scheduler: SchedulerMixin, noise_change: torch.Tensor) -> None:
     """Bring what the scheduler remembers of earlier steps in line with a fusion step: ε_i ← ε_i + (ε' - ε̃).
 
     The fusion step changes the noise in the state by ε' - ε̃ and leaves the picture in it. Solvers that remember
@@ -89,20 +89,22 @@ def follow_fusion(scheduler: SchedulerMixin, noise_change: torch.Tensor, alpha_b
     Args:
         scheduler: Any scheduler, after a fusion step and before its `step`.
         noise_change: ε' - ε̃. [B, C, h, w]
-        alpha_bar: ᾱ_t, where the fusion step stood.
 
     Example:
         >>> from diffusers import LMSDiscreteScheduler
         >>> scheduler = LMSDiscreteScheduler()
         >>> scheduler.derivatives = [torch.zeros(1), torch.ones(1)]
-        >>> follow_fusion(scheduler, torch.ones(1), alpha_bar=0.5)
+        >>> follow_fusion(scheduler, torch.ones(1))
         >>> scheduler.derivatives
         [tensor([1.]), tensor([2.])]
     """
-    if isinstance(scheduler, PNDMScheduler):  # remembers raw outputs; v changes by sqrt(ᾱ_t) times what ε does
-        predicts_v = scheduler.config.prediction_type == "v_prediction"
-        change = alpha_bar**0.5 * noise_change if predicts_v else noise_change
-        scheduler.ets = [output + change for output in scheduler.ets]
+    if isinstance(scheduler, PNDMScheduler):  # remembers raw outputs; v = sqrt(ᾱ_i) ε - ... of the level it stems from
+        starts = [index for index in range(scheduler.counter) if _starts_a_step(scheduler, index, 0)]
+        timesteps = scheduler.timesteps[starts[len(starts) - len(scheduler.ets) :]]
+        signals = scheduler.alphas_cumprod[timesteps.cpu()].sqrt().tolist()
+        if scheduler.config.prediction_type == "epsilon":
+            signals = [1.0] * len(signals)
+        scheduler.ets = [output + signal * noise_change for output, signal in zip(scheduler.ets, signals, strict=True)]
     elif isinstance(scheduler, LMSDiscreteScheduler):
         scheduler.derivatives = [derivative + noise_change for derivative in scheduler.derivatives]
     elif _remembers_noise(scheduler):

@@ -426,7 +426,7 @@ class ProFusionPipeline(
         latents = latents / level.state_scale  # [B, C, h, w], variance-preserving
         predicted = predict_noise(model_output, latents, level.alpha_bar, self.scheduler.config.prediction_type)
         renewed = renew_noise(predicted, noise, share)
-        follow_fusion(self.scheduler, renewed - predicted, level.alpha_bar)
+        follow_fusion(self.scheduler, renewed - predicted)
         return fusion_step(latents, predicted, renewed, level.alpha_bar) * level.state_scale
 
     @torch.no_grad()
