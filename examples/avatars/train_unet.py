@@ -96,7 +96,7 @@ class Denoising(nn.Module):
         return (weight * ((predicted - target) ** 2).mean((1, 2, 3))).mean()
 
 
-def main(work: Path, count: int = 40_000, steps: int = 4300, batch_size: int = 32, rate: float = 1.4e-3) -> Path:
+def main(work: Path, count: int = 40_000, steps: int = 3600, batch_size: int = 32, rate: float = 1.4e-3) -> Path:
     """Train, save to `work/unet` and `work/scheduler`."""
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
@@ -121,6 +121,6 @@ def main(work: Path, count: int = 40_000, steps: int = 4300, batch_size: int = 3
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=4300, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=3600, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
     main(**vars(parser.parse_args()))
