@@ -60,7 +60,14 @@ def test_what_is_written(converted):
     ]
     assert [path.name for path in target.parent.iterdir()] == [target.name]  # nothing temporary is left
     assert not [*target.rglob("*.bin")]
+
+
+def test_transformers_4_finds_what_it_reads(converted):
+    """5 writes neither the tokenizer's two files nor, without torchvision, this class name."""
+    target, _ = converted
     assert {"vocab.json", "merges.txt"} <= {path.name for path in (target / "tokenizer").iterdir()}
+    index = json.loads((target / "model_index.json").read_text("utf-8"))
+    assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
 
 
 def test_what_loads(converted, layout):

@@ -305,8 +305,7 @@ def _write_whole(pipeline: ProFusionPipeline, tokenizer_folder: Path, target: Pa
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         pipeline.save_pretrained(new, safe_serialization=True)
-        for file in TOKENIZER_FILES:  # transformers 4 reads these, 5 writes only tokenizer.json
-            shutil.copyfile(tokenizer_folder / file, new / "tokenizer" / file)
+        _make_loadable_by_transformers_4(new, tokenizer_folder)
         if target.exists():
             os.replace(target, old)
         try:
@@ -315,6 +314,15 @@ def _write_whole(pipeline: ProFusionPipeline, tokenizer_folder: Path, target: Pa
             if old.exists():
                 os.replace(old, target)
             raise
+
+
+def _make_loadable_by_transformers_4(pipeline_folder: Path, tokenizer_folder: Path) -> None:
+    """4 reads two files of the tokenizer, where 5 writes another; 5 without torchvision names a class of its own."""
+    for file in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer_folder / file, pipeline_folder / "tokenizer" / file)
+    index = _read_json(pipeline_folder, "model_index.json")
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (pipeline_folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _shortened(names, limit: int = 4) -> str:
