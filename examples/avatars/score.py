@@ -40,6 +40,7 @@ from world import (
 )
 
 from profusion_pipeline import ProFusionPipeline, load_demo_pipeline
+from profusion_pipeline.demo import FOLDER
 
 SCORER = Path(__file__).with_name("scorer")
 CLASS_NOUN = "a person"
@@ -202,7 +203,7 @@ def table(rows: list[Scored]) -> str:
 
 
 def main(
-    model: Path | None = None,
+    model: Path = FOLDER / "model",
     people: int = 40,
     captions: int = 320,
     steps: int = 50,
@@ -213,7 +214,7 @@ def main(
     work: Path = Path("outputs/avatars"),
 ) -> list[Scored]:
     """Print the table of the demo model and return its rows."""
-    pipe = load_demo_pipeline() if model is None else ProFusionPipeline.from_pretrained(model)
+    pipe = load_demo_pipeline(folder=model)
     pipe.set_progress_bar_config(disable=True)
     reader = AttributeReader.from_pretrained(SCORER / "reader", torch_dtype=torch.float32).eval()
     chosen = {"num_inference_steps": steps, **json.loads(settings)}
@@ -245,7 +246,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, help="a ProFusion folder; the bundled demo model when not given")
+    parser.add_argument("--model", type=Path, default=FOLDER / "model", help="a ProFusion folder")
     parser.add_argument("--people", type=int, default=40, help="reference portraits; eight pictures each and system")
     parser.add_argument("--captions", type=int, default=320, help="captions for the base model and the autoencoder")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
