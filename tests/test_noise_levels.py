@@ -125,7 +125,9 @@ def test_fusion_changes_the_result_wherever_it_may_stand(variant):
             fused, _ = sample(schedulers.make(variant), num_steps=4, fuse_at=index)
             later, plain_later = fused.states[index + 2], plain.states[index + 1]  # one more call: fusion's own
             noise_left = (1 - table_alpha_bar(scheduler.timesteps[index + 1])) ** 0.5
-            assert (later - plain_later).std() / plain_later.std() > 0.05 * noise_left
+            assert (
+                later - plain_later
+            ).std() / plain_later.std() > 0.02 * noise_left  # a lost stage changes nothing, 1e-7
 
 
 @pytest.mark.parametrize("variant", schedulers.VARIANTS)
