@@ -172,6 +172,19 @@ def test_half_precision_is_written_as_float32(source, tmp_path):
     assert {parameter.dtype for model in models for parameter in model.parameters()} == {torch.float32}
 
 
+def test_repository_on_the_hub(layout, converted, tmp_path, monkeypatch):
+    """A repository that the Hub's cache holds already, so that no network is needed."""
+    repository = tmp_path / "cache" / "models--somebody--profusion"
+    shutil.copytree(layout, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    convert_checkpoint("somebody/profusion", tmp_path / "target")
+    written, expected = (path / "promptnet" / f"{WEIGHTS}.safetensors" for path in (tmp_path / "target", converted[0]))
+    assert written.read_bytes() == expected.read_bytes()
+
+
 # --- refused, and nothing written -----------------------------------------------------------------------------------
 
 
