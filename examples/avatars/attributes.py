@@ -94,7 +94,7 @@ def accuracy(reader: AttributeReader, people: list[Portrait], images: np.ndarray
     }
 
 
-def main(work: Path, steps: int = 1600, batch_size: int = 32, held_out: int = 4000) -> Path:
+def main(work: Path, steps: int = 3200, batch_size: int = 32, held_out: int = 4000) -> Path:
     """Train, save to `work/reader`, print the accuracy on renders of validation people, also style by style."""
     torch.manual_seed(0)
     reader = AttributeReader()
@@ -115,5 +115,5 @@ def main(work: Path, steps: int = 1600, batch_size: int = 32, held_out: int = 40
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=3200, help="optimizer steps")
     main(**vars(parser.parse_args()))

@@ -43,6 +43,10 @@ from profusion_pipeline import ProFusionPipeline, load_demo_pipeline
 from profusion_pipeline.demo import FOLDER
 
 SCORER = Path(__file__).with_name("scorer")
+PROJECT = Path(__file__).parent.parent.parent
+# Where `--update` puts the table, between the two marks.
+DOCUMENTS = (PROJECT / "README.md", PROJECT / "docs" / "demo_model.md", FOLDER / "model" / "README.md")
+MARKS = "<!-- scores -->", "<!-- /scores -->"
 CLASS_NOUN = "a person"
 DESCRIBED = ("hair", "hair_colour", "skin", "eye_colour", "facial_hair")  # of an identity, what captions can say
 # The systems that are compared on control prompts: one base model, one S*, three ways of guiding.
@@ -202,6 +206,14 @@ def table(rows: list[Scored]) -> str:
     return "\n".join(lines)
 
 
+def update_documents(text: str, documents: tuple[Path, ...] = DOCUMENTS) -> None:
+    """Put the text between the marks of every document."""
+    for document in documents:
+        before, _, rest = document.read_text().partition(MARKS[0])
+        _, _, after = rest.partition(MARKS[1])
+        document.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+
+
 def main(
     model: Path = FOLDER / "model",
     people: int = 40,
@@ -212,6 +224,7 @@ def main(
     split: str = "test",
     settings: str = "{}",
     work: Path = Path("outputs/avatars"),
+    update: bool = False,
 ) -> list[Scored]:
     """Print the table of the demo model and return its rows."""
     pipe = load_demo_pipeline(folder=model)
@@ -239,8 +252,10 @@ def main(
     prompts = [control_prompts(rng) for _ in references]
     for name, system in SYSTEMS.items():
         rows.append(score_prompts(pipe, reader, name, references, prompts, **{**chosen, **system}))
-    print(f"autoencoder: {values.mean():.2f} dB PSNR (median {np.median(values):.2f}) over {len(values)} pictures")
-    print(table(rows))
+    text = f"{table(rows)}\n\nAutoencoder: {values.mean():.2f} dB PSNR (mean of {len(values)} test pictures)."
+    print(text)
+    if update:
+        update_documents(text)
     return rows
 
 
@@ -254,4 +269,5 @@ if __name__ == "__main__":
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="held-out people to take")
     parser.add_argument("--settings", default="{}", help="JSON of settings for the pipeline's call")
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for rendered pictures")
+    parser.add_argument("--update", action="store_true", help="put the table into README, docs and model card")
     main(**vars(parser.parse_args()))

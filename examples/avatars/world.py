@@ -77,13 +77,15 @@ CONTROL_VALUES = {
     "style": ("none", *styles.FILTERS),
 }
 # Attributes that cannot be read from a picture, by what hides them (64 pixels hide brows and nose always).
+HATS_ON_THE_HEAD = ("beanie", "cap", "top hat", "wizard hat")
 HIDDEN_BY = {
-    "hair": {"hat": ("beanie", "cap", "top hat", "wizard hat")},
-    "hair_colour": {},  # of the bald and beardless: see `visible`
+    "hair": {"hat": (*HATS_ON_THE_HEAD, "crown", "headphones")},
+    "hair_colour": {"hair": ("bald", "balding")},
     "eye_colour": {"glasses": ("sunglasses",)},
     "eye_shape": {"glasses": ("sunglasses",)},
     "hat_colour": {"hat": ("none", "crown")},
 }
+UNDER_THE_HAT = ("caesar", "bun", "frizzy top", "short curly", "spiky")  # hair that a hat on the head hides whole
 COLOURLESS_STYLES = ("pencil sketch", "sepia", "neon")
 COLOUR_ATTRIBUTES = ("hair_colour", "skin", "eye_colour", "clothes_colour", "hat_colour", "background")
 # What these styles leave of the rest was measured with the classifier (attributes.py): pixel art loses the fine parts.
@@ -93,7 +95,6 @@ LOST_IN_STYLE = {
 }
 NOT_SCORED = ("brows", "nose")
 
-HATS_ON_THE_HEAD = ("beanie", "cap", "top hat", "wizard hat")
 COLOUR_JITTER = {"hair": 12.0, "skin": 8.0, "eye": 10.0}
 
 
@@ -153,7 +154,7 @@ class Portrait:
         hidden |= {
             name for name, causes in HIDDEN_BY.items() if any(values[cause] in those for cause, those in causes.items())
         }
-        if values["hair"] == "bald" and values["facial_hair"] == "none":
+        if values["hair"] in UNDER_THE_HAT and values["hat"] in HATS_ON_THE_HEAD:
             hidden.add("hair_colour")
         if values["style"] in COLOURLESS_STYLES:
             hidden |= set(COLOUR_ATTRIBUTES)
