@@ -1,77 +1,36 @@
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-
-pytest.importorskip("accelerate")
-
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from profusion_pipeline.config import TrainingConfig
+from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_promptnet, train_steps
-from profusion_pipeline.training_run import TrainingRun
-from tiny import make_components
+from training import assert_same_bits, short_run, start, weights, write_base, write_portraits
+
+# What a process started by a test finds on its path: this folder.
+ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A base pipeline's folder without a PromptNet; its UNet listens to the text, as a trained one does."""
-    folder = tmp_path_factory.mktemp("base")
-    components = make_components()
-    with torch.no_grad():
-        for name, parameter in components["unet"].named_parameters():
-            if "attn2" in name or "conv_out" in name:
-                parameter.mul_(4)
-    for name, component in components.items():
-        if component is not None and name != "promptnet":
-            component.save_pretrained(folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def portraits(tmp_path_factory) -> Path:
-    """Five pictures of two people; metadata names the others of each."""
-    folder = tmp_path_factory.mktemp("portraits")
-    generator = np.random.default_rng(0)
-    rows = []
-    for person, count in (("anna", 3), ("ben", 2)):
-        names = [f"{person}-{i}.png" for i in range(count)]
-        colour = generator.integers(0, 256, 3)
-        for name in names:
-            grain = generator.integers(-20, 20, (16, 16, 3))
-            Image.fromarray((colour + grain).clip(0, 255).astype(np.uint8)).save(folder / name)
-            rows.append({"file_name": name, "ref_img": [other for other in names if other != name]})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+def inputs(tmp_path_factory):
+    return dict(
+        model=write_base(tmp_path_factory.mktemp("base")), data=write_portraits(tmp_path_factory.mktemp("portraits"))
+    )
 
 
 @pytest.fixture
-def make_config(base, portraits, tmp_path):
-    def make(**settings) -> TrainingConfig:
-        settings = (
-            dict(
-                model=str(base),
-                data=str(portraits),
-                output=str(tmp_path / "run"),
-                batch_size=2,
-                max_steps=6,
-                learning_rate=1e-3,
-                ema_decay=0.9,
-                region_proj_channel=8,
-                checkpoint_every=0,
-                log_every=2,
-            )
-            | settings
-        )
-        return TrainingConfig(**settings)
-
-    return make
+def folders(inputs, tmp_path):
+    return dict(**inputs, output=tmp_path / "run")
 
 
 @pytest.fixture(autouse=True)
@@ -82,82 +41,234 @@ def fresh_accelerate():
     GradientState._reset_state()
 
 
-def start(config: TrainingConfig) -> TrainingRun:
-    accelerator = Accelerator(
-        cpu=True,
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        step_scheduler_with_optimizer=False,
-    )
-    return TrainingRun(config, accelerator)
+def gradients(config) -> dict[str, torch.Tensor]:
+    """Of PromptNet, as the first optimiser step uses them."""
+    run = start(config)
+    used = {}
+
+    def look(*_):
+        used.update({name: p.grad.clone() for name, p in run.components.promptnet.named_parameters()})
+
+    run.optimizer.optimizer.register_step_pre_hook(look)
+    next(train_steps(run))
+    return used
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "diffusion_pytorch_model.safetensors")
+def assert_close_gradients(ours, theirs, tolerance) -> None:
+    worst = max((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max() for name in theirs)
+    assert worst < tolerance
 
 
-def assert_same_bits(ours: dict, theirs: dict) -> None:
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-def test_the_loss_falls_on_a_few_pictures(make_config):
-    run = start(make_config(max_steps=30, learning_rate=3e-3, batch_size=8))
+def test_the_loss_falls_on_a_few_pictures(folders):
+    run = start(short_run(**folders, max_steps=30, learning_rate=3e-3, batch_size=8))
     losses = [record.loss.item() for record in train_steps(run)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-def test_only_promptnet_learns(make_config):
-    run = start(make_config())
-    before = {name: p.clone() for name, p in run.components.promptnet.named_parameters()}
+def test_only_promptnet_learns(folders):
+    run = start(short_run(**folders))
+    components = run.components
+    before = {name: p.clone() for name, p in components.promptnet.named_parameters()}
     frozen = [
-        (p, p.clone())
-        for model in (
-            run.components.vae,
-            run.components.unet,
-            run.components.text_encoder,
-            run.components.image_encoder,
-        )
-        for p in model.parameters()
+        (parameter, parameter.clone())
+        for model in (components.vae, components.unet, components.text_encoder, components.image_encoder)
+        for parameter in model.parameters()
     ]
     next(train_steps(run))
     assert all(torch.equal(p, old) and p.grad is None and not p.requires_grad for p, old in frozen)
-    assert [n for n, p in run.components.promptnet.named_parameters() if torch.equal(p, before[n])] == []
+    assert [name for name, p in components.promptnet.named_parameters() if torch.equal(p, before[name])] == []
 
 
-def test_records_say_step_rate_and_time(make_config):
-    run = start(make_config(lr_scheduler="linear", warmup_steps=2, max_steps=4))
+def test_records_say_step_rate_and_time(folders):
+    run = start(short_run(**folders, lr_scheduler="linear", warmup_steps=2, max_steps=4))
     records = list(train_steps(run))
     assert [record.step for record in records] == [1, 2, 3, 4]
     assert [record.learning_rate for record in records] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
     assert all(record.seconds > 0 for record in records)
 
 
+def test_accumulated_gradients_are_those_of_the_large_batch(folders):
+    large = gradients(short_run(**folders, batch_size=4, max_grad_norm=0.0))
+    small = gradients(short_run(**folders, batch_size=1, gradient_accumulation_steps=4, max_grad_norm=0.0))
+    assert_close_gradients(small, large, 1e-3)
+    other = gradients(short_run(**folders, batch_size=4, max_grad_norm=0.0, seed=1))
+    with pytest.raises(AssertionError):
+        assert_close_gradients(other, large, 0.1)
+
+
+def test_gradient_checkpointing_changes_no_gradient(folders):
+    plain = gradients(short_run(**folders))
+    checkpointed = gradients(short_run(**folders, gradient_checkpointing=True))
+    assert_close_gradients(checkpointed, plain, 1e-5)
+
+
+def test_gradients_are_clipped(folders):
+    clipped = gradients(short_run(**folders, max_grad_norm=1e-3))
+    assert torch.stack([g.norm() for g in clipped.values()]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bfloat16_follows_float32(folders):
+    losses = {
+        precision: [r.loss.item() for r in train_steps(start(short_run(**folders, mixed_precision=precision)))]
+        for precision in ("no", "bf16")
+        if not AcceleratorState._reset_state(reset_partial_state=True)
+    }
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
+    assert losses["bf16"] != losses["no"]
+
+
 @pytest.mark.parametrize("settings", [{}, {"cache_latents": False, "horizontal_flip": True, "reference": "other"}])
-def test_an_interrupted_run_resumes_with_the_same_bits(make_config, tmp_path, settings):
-    settings = dict(checkpoint_every=2, max_steps=5, lr_scheduler="cosine", gradient_accumulation_steps=2) | settings
-    whole = train_promptnet(make_config(output=str(tmp_path / "whole"), **settings))
+def test_an_interrupted_run_resumes_with_the_same_bits(folders, tmp_path, settings):
+    settings = (
+        dict(checkpoint_every=2, max_steps=5, lr_scheduler="cosine", gradient_accumulation_steps=2, **folders)
+        | settings
+    )
+    whole = train_promptnet(short_run(**settings | {"output": tmp_path / "whole"}))
 
-    class Killed(Exception):
-        pass
-
-    config = make_config(output=str(tmp_path / "cut"), **settings)
+    config = short_run(**settings)
     run = start(config)
     for record in train_steps(run):
         if record.step == 2:
-            run.save_checkpoint(tmp_path / "cut" / "checkpoints")
+            run.save_checkpoint(tmp_path / "run" / "checkpoints")
         if record.step == 3:  # learnt, but lost
             break
-    fresh_state = dataclasses.replace(config, resume=True)
-    resumed = train_promptnet(fresh_state)
+    resumed = train_promptnet(dataclasses.replace(config, resume=True))
 
     assert_same_bits(weights(resumed), weights(whole))
-    last = "checkpoints/step-00000005"
+    ours, theirs = (tmp_path / name / "checkpoints" / "step-00000005" for name in ("run", "whole"))
     for name in ("model.safetensors", "ema.safetensors"):
-        assert_same_bits(load_file(tmp_path / "cut" / last / name), load_file(tmp_path / "whole" / last / name))
-    ours, theirs = (
-        torch.load(tmp_path / folder / last / "optimizer.bin", weights_only=True)["state"]
-        for folder in ("cut", "whole")
-    )
+        assert_same_bits(load_file(ours / name), load_file(theirs / name))
+    ours, theirs = (torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in (ours, theirs))
     for key in theirs:
         assert_same_bits(ours[key], theirs[key])
+
+
+def test_a_whole_training_leaves_promptnet_log_checkpoints_and_pictures(folders, tmp_path):
+    photos = [str(folders["data"] / name) for name in ("anna-0.png", "ben-0.png")]
+    config = short_run(
+        **folders,
+        mixed_precision="bf16",
+        checkpoint_every=2,
+        keep_checkpoints=1,
+        validation_every=4,
+        validation_images=tuple(photos),
+        validation_prompts=("a photo of S*", "S* on the beach", "S* in a hat"),
+        validation_inference_steps=2,
+    )
+    output = folders["output"]
+    assert train_promptnet(config) == output / "promptnet"
+    assert PromptNet.from_pretrained(output / "promptnet").config.region_proj_channel == 8
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 4, 6]
+    assert all(line["loss"] > 0 and line["images_per_second"] > 0 for line in log)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000006"]
+    assert [path.name for path in (output / "validation").iterdir()] == ["step-00000004.png"]
+    with Image.open(output / "validation" / "step-00000004.png") as grid:
+        assert grid.size == (4 * 16, 2 * 16)
+    assert list((output / "tensorboard").glob("events*"))
+
+    # Going on after the end changes nothing; more steps go on from the last one.
+    before = weights(output / "promptnet")
+    train_promptnet(dataclasses.replace(config, resume=True))
+    assert_same_bits(weights(output / "promptnet"), before)
+    train_promptnet(dataclasses.replace(config, resume=True, max_steps=7))
+    assert [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()] == [2, 4, 6, 7]
+
+
+def test_validation_pictures_leave_the_training_as_it_was(folders, tmp_path):
+    plain = train_promptnet(short_run(**folders | {"output": tmp_path / "plain"}, max_steps=3))
+    watched = train_promptnet(
+        short_run(
+            **folders,
+            max_steps=3,
+            validation_every=1,
+            validation_images=(str(folders["data"] / "anna-0.png"),),
+            validation_prompts=("S*",),
+            validation_inference_steps=1,
+        )
+    )
+    assert_same_bits(weights(watched), weights(plain))
+
+
+def test_a_run_is_not_overwritten(folders):
+    (folders["output"] / "checkpoints" / "step-00000002").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="`output` '.*run' holds a run already: resume=True goes on with it"):
+        train_promptnet(short_run(**folders))
+
+
+def test_a_validation_photo_that_cannot_be_read_is_refused_before_any_work(folders):
+    settings = dict(validation_every=1, validation_images=("gone.png",), validation_prompts=("S*",))
+    with pytest.raises(ValueError, match="`validation_images` must be a file that exists, got 'gone.png'"):
+        train_promptnet(short_run(**folders, **settings))
+    assert not folders["output"].exists()
+
+
+def test_a_broken_loss_stops_the_training_and_saves_nothing(inputs, tmp_path):
+    base = write_base(tmp_path / "base")
+    unet = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    unet["conv_out.bias"][0] = torch.nan
+    save_file(unet, base / "unet" / "diffusion_pytorch_model.safetensors")
+    config = short_run(model=base, data=inputs["data"], output=tmp_path / "run", checkpoint_every=2, log_every=3)
+    with pytest.raises(FloatingPointError, match="The loss of step 1 must be finite, got nan"):
+        train_promptnet(config)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_without_accelerate_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, "profusion_pipeline.trainer")
+    with pytest.raises(ImportError, match=r'Training needs accelerate: `pip install "profusion_pipeline\[train\]"`'):
+        import profusion_pipeline.trainer  # noqa: F401
+
+
+def script(folder: Path, settings: str) -> list[str]:
+    """A file that trains with these settings, and the words that start it; folders are its arguments."""
+    file = folder / "train.py"
+    file.write_text(
+        "import sys\n"
+        "from profusion_pipeline.trainer import train_promptnet\n"
+        "from training import short_run\n"
+        "model, data, output = sys.argv[1:]\n"
+        f"train_promptnet(short_run(model=model, data=data, output=output, {settings}))\n"
+    )
+    return [sys.executable, str(file)]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_exactly(folders, inputs, tmp_path):
+    command = script(tmp_path, "max_steps=100_000, checkpoint_every=1000")
+    process = subprocess.Popen([*command, *map(str, folders.values())], stderr=subprocess.PIPE, text=True, env=ENV)
+    log = folders["output"] / "log.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == -signal.SIGTERM
+    (checkpoint,) = (folders["output"] / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert step >= 2
+    assert not (folders["output"] / "promptnet").exists()
+
+    last = step + 2
+    whole = train_promptnet(short_run(**inputs, output=tmp_path / "whole", max_steps=last, checkpoint_every=1000))
+    resumed = train_promptnet(short_run(**folders, max_steps=last, checkpoint_every=1000, resume=True))
+    assert_same_bits(weights(resumed), weights(whole))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(folders, inputs, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    python, file = script(tmp_path, "max_steps=4, checkpoint_every=2, log_every=1")
+    ended = subprocess.run(
+        [python, *launch, file, *map(str, folders.values())], capture_output=True, text=True, env=ENV
+    )
+    assert ended.returncode == 0, ended.stderr
+    train_promptnet(short_run(**inputs, output=tmp_path / "alone", batch_size=4, max_steps=4, log_every=1))
+    ours, theirs = (
+        [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        for path in (folders["output"], tmp_path / "alone")
+    )
+    assert [line["step"] for line in ours] == [1, 2, 3, 4]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
+    assert len(list((folders["output"] / "checkpoints").iterdir())) == 2

@@ -170,6 +170,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
 
     # 1. Models, data, and the newest checkpoint
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes on a CPU would not know of each other
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,  # the learning rate is a function of the step alone
