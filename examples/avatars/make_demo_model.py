@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 from world import Renderer
 
 from profusion_pipeline import ProFusionPipeline, PromptNet
+from profusion_pipeline.convert import make_loadable_by_transformers_4
 from profusion_pipeline.demo import FOLDER
 
 # Stage -> what it leaves behind when it is done.
@@ -64,6 +65,7 @@ def assemble(work: Path, target: Path) -> None:
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(target)
+    make_loadable_by_transformers_4(target, work / "tokenizer")
 
 
 def save_scorer(work: Path, target: Path) -> None:

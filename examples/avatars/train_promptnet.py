@@ -21,7 +21,7 @@ def write_pictures(folder: Path, images) -> None:
     temporary.rename(folder)
 
 
-def main(work: Path, count: int = 16_000, steps: int = 1400, batch_size: int = 32, rate: float = 8e-4) -> Path:
+def main(work: Path, count: int = 16_000, steps: int = 2600, batch_size: int = 32, rate: float = 8e-4) -> Path:
     """Train on `work/{vae, text_encoder, tokenizer, unet, scheduler, image_encoder, feature_extractor}`."""
     folder = work / f"portraits_{count}"
     images = pictures("train", count, work / "data")
@@ -52,6 +52,6 @@ def main(work: Path, count: int = 16_000, steps: int = 1400, batch_size: int = 3
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=1400, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
     main(**vars(parser.parse_args()))

@@ -306,7 +306,7 @@ def _write_whole(pipeline: ProFusionPipeline, tokenizer_folder: Path, target: Pa
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         pipeline.save_pretrained(new, safe_serialization=True)
-        _make_loadable_by_transformers_4(new, tokenizer_folder)
+        make_loadable_by_transformers_4(new, tokenizer_folder)
         if target.exists():
             os.replace(target, old)
         try:
@@ -317,8 +317,19 @@ def _write_whole(pipeline: ProFusionPipeline, tokenizer_folder: Path, target: Pa
             raise
 
 
-def _make_loadable_by_transformers_4(pipeline_folder: Path, tokenizer_folder: Path) -> None:
-    """4 reads two files of the tokenizer, where 5 writes another; 5 without torchvision names a class of its own."""
+def make_loadable_by_transformers_4(pipeline_folder: Path, tokenizer_folder: Path) -> None:
+    """Mend a pipeline saved under transformers 5 so that 4 loads it too.
+
+    4 reads two files of the tokenizer where 5 writes another, and 5 without torchvision names an image processor that 4
+    has not.
+
+    Args:
+        pipeline_folder: What `save_pretrained` wrote; changed in place.
+        tokenizer_folder: Holds the same tokenizer as `vocab.json` and `merges.txt`.
+
+    Example:
+        >>> make_loadable_by_transformers_4(Path("saved-pipeline"), Path("tokenizer"))  # doctest: +SKIP
+    """
     for file in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_folder / file, pipeline_folder / "tokenizer" / file)
     index = _read_json(pipeline_folder, "model_index.json")

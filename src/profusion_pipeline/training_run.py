@@ -199,10 +199,9 @@ class TrainingRun:
         self.accelerator.load_state(str(path))
         self.step = state["step"]
         if self.ema:
-            shadow = load_file(path / EMA_FILE, device=str(self.accelerator.device))
-            self.ema.load_state_dict(
-                {"shadow_params": [shadow[name] for name in self._names()], "optimization_step": self.step}
-            )
+            shadow = load_file(path / EMA_FILE)
+            shadow = [shadow[name].to(self.accelerator.device) for name in self._names()]
+            self.ema.load_state_dict({"shadow_params": shadow, "optimization_step": self.step})
 
     def _names(self) -> list[str]:
         return [name for name, _ in self.accelerator.unwrap_model(self.promptnet).named_parameters()]
