@@ -64,7 +64,7 @@ def test_the_interval_is_over_people_and_holds_the_mean():
     person = np.repeat(np.arange(50), 4)
     values = np.random.default_rng(0).normal(0.5, 0.1, 50)[person]
     mean, low, high = Scored("", {"identity": values}, person).interval("identity")
-    assert low < mean == pytest.approx(values.mean()) < high
+    assert low < mean < high and mean == pytest.approx(values.mean())
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / 50**0.5, rel=0.3)  # pictures of one person are no new evidence
     values[0] = np.nan
     assert np.isfinite(Scored("", {"identity": values}, person).interval("identity")).all()
