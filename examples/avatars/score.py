@@ -40,14 +40,13 @@ from world import (
 )
 
 from profusion_pipeline import ProFusionPipeline, load_demo_pipeline
-from profusion_pipeline.demo import FOLDER
+from profusion_pipeline.demo import DEMO_SETTINGS, FOLDER
 
 SCORER = Path(__file__).with_name("scorer")
 PROJECT = Path(__file__).parent.parent.parent
 # Where `--update` puts the table, between the two marks.
 DOCUMENTS = (PROJECT / "README.md", PROJECT / "docs" / "demo_model.md", FOLDER / "model" / "README.md")
 MARKS = "<!-- scores -->", "<!-- /scores -->"
-CLASS_NOUN = "a person"
 DESCRIBED = ("hair", "hair_colour", "skin", "eye_colour", "facial_hair")  # of an identity, what captions can say
 # The systems that are compared on control prompts: one base model, one S*, three ways of guiding.
 SYSTEMS = {
@@ -176,7 +175,6 @@ def score_prompts(
         images = pipe(
             texts,
             [Image.fromarray(photo)] * len(texts),
-            class_noun=CLASS_NOUN,
             generator=[torch.Generator().manual_seed(1000 * index + row) for row in range(len(texts))],
             output_type="np",
             **settings,
@@ -186,7 +184,7 @@ def score_prompts(
         columns["identity"].append(agreement(reader, images, wanted, [set(IDENTITY_VALUES)] * len(texts)))
         columns["prompt"].append(agreement(reader, images, wanted, [set(values) for _, values in asked]))
         features = clip.images(images)
-        classes = clip.texts([text.replace("S*", CLASS_NOUN) for text in texts])
+        classes = clip.texts([text.replace("S*", settings["class_noun"]) for text in texts])
         columns["CLIP text"].append((features * classes).sum(1).numpy())
         columns["CLIP image"].append((features @ clip.images(photo[None]).T)[:, 0].numpy())
     person = np.repeat(np.arange(len(people)), [len(asked) for asked in prompts])
@@ -216,8 +214,8 @@ def update_documents(text: str, documents: tuple[Path, ...] = DOCUMENTS) -> None
 
 def main(
     model: Path = FOLDER / "model",
-    people: int = 40,
-    captions: int = 320,
+    people: int = 38,
+    captions: int = 304,
     steps: int = 50,
     scale: float = 5.0,
     batch: int = 64,
@@ -230,7 +228,7 @@ def main(
     pipe = load_demo_pipeline(folder=model)
     pipe.set_progress_bar_config(disable=True)
     reader = AttributeReader.from_pretrained(SCORER / "reader", torch_dtype=torch.float32).eval()
-    chosen = {"num_inference_steps": steps, **json.loads(settings)}
+    chosen = {**DEMO_SETTINGS, "num_inference_steps": steps, **json.loads(settings)}
     held_out = portraits(split, captions)
     truth = pictures(split, captions, work / "data")
     values = psnr(pipe.vae, truth)
@@ -244,8 +242,7 @@ def main(
             'PromptNet, "a portrait of S*"',
             references,
             eight,
-            **chosen,
-            **SYSTEMS["plain guidance on S*"],
+            **{**chosen, **SYSTEMS["plain guidance on S*"]},
         )
     )
     rng = random.Random(0)
@@ -262,8 +259,8 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=FOLDER / "model", help="a ProFusion folder")
-    parser.add_argument("--people", type=int, default=40, help="reference portraits; eight pictures each and system")
-    parser.add_argument("--captions", type=int, default=320, help="captions for the base model and the autoencoder")
+    parser.add_argument("--people", type=int, default=38, help="reference portraits; eight pictures each and system")
+    parser.add_argument("--captions", type=int, default=304, help="captions for the base model and the autoencoder")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--scale", type=float, default=5.0, help="guidance scale of the base model")
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="held-out people to take")

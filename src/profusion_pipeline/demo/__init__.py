@@ -11,6 +11,15 @@ from ..reference_images import load_reference_image
 
 FOLDER = Path(__file__).parent
 
+# Settings of the call that suit the demo model, found on validation people; the call's own defaults are for SD2.
+DEMO_SETTINGS = {
+    "class_noun": "a person",
+    "guidance_scale": 5.0,
+    "class_guidance_scale": 2.5,
+    "fusion_guidance_scale": 5.0,
+    "fusion_subject_scale": 0.8,
+}
+
 
 def load_demo_pipeline(
     *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", folder: Path = FOLDER / "model"

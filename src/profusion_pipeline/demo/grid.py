@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline_profusion import ProFusionPipeline
+from . import DEMO_SETTINGS
 from ..subject_embedding import SubjectEmbedding
 
 PROMPTS = (
@@ -21,8 +22,8 @@ PROMPTS = (
 
 # The two rows of each person: what is written beside them, and what the call is told.
 METHODS = {
-    "guidance\non S* alone": {"class_noun": "a person", "class_guidance_scale": 0.0, "num_fusion_steps": 0},
-    "Fusion\nSampling": {"class_noun": "a person"},
+    "guidance\non S* alone": {**DEMO_SETTINGS, "class_guidance_scale": 0.0, "num_fusion_steps": 0},
+    "Fusion\nSampling": DEMO_SETTINGS,
 }
 
 # Pixels
