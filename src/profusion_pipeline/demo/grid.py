@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline_profusion import ProFusionPipeline
-from . import DEMO_SETTINGS
 from ..subject_embedding import SubjectEmbedding
+from . import DEMO_SETTINGS
 
 PROMPTS = (
     "a portrait of S*, wearing a red hoodie",
