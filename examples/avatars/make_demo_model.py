@@ -7,6 +7,7 @@ needs in `scorer/`.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def assemble(work: Path, target: Path) -> None:
     make_loadable_by_transformers_4(target, work / "tokenizer")
 
 
+def forget_paths(folder: Path) -> None:
+    """Take out of every config where on this machine its model was loaded from: diffusers writes that down."""
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def save_scorer(work: Path, target: Path) -> None:
     """What `score.py` needs beside the pipeline: the attribute reader and CLIP's two projections, float16."""
     AttributeReader.from_pretrained(work / "reader").half().save_pretrained(target / "reader")
@@ -83,6 +92,8 @@ def main(work: Path, processes: int, batch_size: int | None = None) -> None:
             run_stage(name, work, processes, batch_size)
     assemble(work, FOLDER / "model")
     save_scorer(work, SCORER)
+    for folder in (FOLDER / "model", SCORER):
+        forget_paths(folder)
     (FOLDER / "portraits").mkdir(exist_ok=True)
     render = Renderer()
     for seed in PORTRAIT_SEEDS:
