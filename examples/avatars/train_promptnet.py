@@ -21,7 +21,7 @@ def write_pictures(folder: Path, images) -> None:
     temporary.rename(folder)
 
 
-def main(work: Path, count: int = 16_000, steps: int = 2600, batch_size: int = 32, rate: float = 8e-4) -> Path:
+def main(work: Path, count: int = 40_000, steps: int = 9000, batch_size: int = 32, rate: float = 8e-4) -> Path:
     """Train on `work/{vae, text_encoder, tokenizer, unet, scheduler, image_encoder, feature_extractor}`."""
     folder = work / f"portraits_{count}"
     images = pictures("train", count, work / "data")
@@ -41,7 +41,6 @@ def main(work: Path, count: int = 16_000, steps: int = 2600, batch_size: int = 3
         warmup_steps=min(100, steps // 10),
         adam_beta2=0.99,
         ema_decay=0.999,
-        snr_gamma=5.0,
         mixed_precision="bf16",
         checkpoint_every=300,
         resume=True,
@@ -52,6 +51,7 @@ def main(work: Path, count: int = 16_000, steps: int = 2600, batch_size: int = 3
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
-    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=9000, help="optimizer steps")
+    parser.add_argument("--count", type=int, default=40_000, help="pictures, one of each person")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
     main(**vars(parser.parse_args()))
