@@ -23,6 +23,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    ModelMixin,
     SchedulerMixin,
     StableDiffusionMixin,
     StableDiffusionPipeline,
@@ -58,6 +59,7 @@ from .profusion_inputs import (
     list_texts,
     list_weights,
 )
+from .profusion_repository import RepositoryMixin
 from .profusion_rows import GuidanceRows, ReferenceRows
 from .reference_images import load_reference_image
 from .subject_embedding import SubjectEmbedding
@@ -85,7 +87,11 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 class ProFusionPipeline(
-    DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+    RepositoryMixin,
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    TextualInversionLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
 ):
     """Customized text-to-image generation with PromptNet and Fusion Sampling, without fine-tuning on the subject.
 
@@ -120,6 +126,8 @@ class ProFusionPipeline(
     # The UNet, the text encoder and PromptNet are all needed at every step: only the UNet, the largest, leaves (for the
     # VAE); the other two are loaded at their first use and stay until the call ends.
     model_cpu_offload_seq = "image_encoder->unet->vae"
+    _method_file = Path(__file__)
+    _promptnet_class = PromptNet
     _optional_components = ["image_encoder", "feature_extractor", "safety_checker"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents"]
@@ -134,7 +142,7 @@ class ProFusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        promptnet: PromptNet,
+        promptnet: PromptNet | ModelMixin,  # of a repository's code: diffusers makes that class anew at every load
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,

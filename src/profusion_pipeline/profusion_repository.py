@@ -1,0 +1,463 @@
+"""What a folder or Hub repository of a ProFusionPipeline holds, and how the pipeline writes and reads one.
+
+    model_index.json                         the index; written last, so that half a folder never loads
+    README.md                                the model card; one that is there already is kept
+    pipeline.py                              the entry: diffusers knows custom pipelines by this name
+    pipeline_profusion_<stamp>.py            the pipeline
+    profusion_<stamp>/*.py                   the files that it imports
+    promptnet/modeling_promptnet_<stamp>.py  PromptNet once more: diffusers looks for a component's code in its folder
+    unet/, vae/, ...                         the components, as diffusers and transformers write them
+
+The method's files are those of the running pipeline, byte for byte; only the import lines of the pipeline name the
+folder with the stamp. The stamp is a hash of the files. It is there because diffusers runs the code of all repositories
+under module names made from file names alone: without it the second repository loaded in a process would run the
+siblings of the first, and replace the functions of the first one's pipeline by its own.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from diffusers.utils.dynamic_modules_utils import get_relative_imports
+from diffusers.utils.import_utils import compare_versions
+from huggingface_hub import CommitInfo, ModelCardData, create_repo, list_repo_files, upload_folder
+
+INDEX, CARD = "model_index.json", "README.md"
+HASH = "[0-9a-f]{12}"
+STAMPED_IMPORT = re.compile(rf"^from \.profusion_{HASH}\.".encode(), re.MULTILINE)
+STAMPED_FILE = re.compile(rf"(pipeline_profusion_{HASH}|profusion_{HASH}/\w+|promptnet/modeling_promptnet_{HASH})\.py")
+
+
+def method_files(pipeline_file: Path) -> dict[str, bytes]:
+    """The code of a repository, from the pipeline's file and what lies beside it.
+
+    It makes no difference whether that is the file in the package or one of an older repository: equal code gives equal
+    files under equal names.
+
+    Args:
+        pipeline_file: `pipeline_profusion.py`, or the stamped file of a repository.
+
+    Returns:
+        Path in the repository -> content.
+
+    Example:
+        >>> files = method_files(Path(__file__).with_name("pipeline_profusion.py"))
+        >>> files["pipeline.py"] == method_files(Path(__file__).with_name("pipeline_profusion.py"))["pipeline.py"]
+        True
+    """
+    pipeline = STAMPED_IMPORT.sub(b"from .", pipeline_file.read_bytes())
+    siblings = {}
+    for module in sorted(get_relative_imports(pipeline_file)):  # of a repository, with the stamped folder in front
+        path = pipeline_file.parent.joinpath(*module.split(".")).with_suffix(".py")
+        siblings[path.name] = path.read_bytes()
+    parts = [pipeline, *(part for name, content in siblings.items() for part in (name.encode(), content))]
+    stamp = hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+    folder = f"profusion_{stamp}"
+    return {
+        "pipeline.py": _entry(stamp, [f".{folder}.{name.removesuffix('.py')}" for name in siblings]),
+        f"pipeline_{folder}.py": re.sub(rb"^from \.", f"from .{folder}.".encode(), pipeline, flags=re.MULTILINE),
+        **{f"{folder}/{name}": content for name, content in siblings.items()},
+        f"promptnet/modeling_promptnet_{stamp}.py": siblings["modeling_promptnet.py"],
+    }
+
+
+def _entry(stamp: str, siblings: list[str]) -> bytes:
+    lines = [
+        '"""The pipeline under the name that diffusers looks for; it is in the file imported first.',
+        "",
+        "diffusers fetches the files that stand in import lines here and no others, so all of them are named.",
+        '"""',
+        "",
+        f"from .pipeline_profusion_{stamp} import ProFusionPipeline  # noqa: F401",
+        *(f"from {module} import __name__ as _  # noqa: F401" for module in siblings),
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def mend_components(folder: Path) -> None:
+    """Make what transformers and diffusers wrote loadable elsewhere, and silent about this machine.
+
+    - transformers 4 reads two files of a tokenizer where 5 writes another, and 5 without torchvision names an image
+      processor that 4 does not have.
+    - transformers 5 loads a model in the dtype that its config names, diffusers in float32: a pipeline of both would
+      not fit together, so the configs name float32. `dtype=` still says otherwise.
+    - diffusers writes down where a model was loaded from.
+
+    Args:
+        folder: What `save_pretrained` wrote; changed in place.
+
+    Example:
+        >>> mend_components(Path("saved-pipeline"))  # doctest: +SKIP
+    """
+    for path in folder.glob("*/config.json"):
+        config = _read_json(path)
+        config.pop("_name_or_path", None)
+        if "transformers_version" in config:
+            config["dtype"] = "float32"
+        _write_json(path, config)
+    tokenizer = folder / "tokenizer"
+    if (tokenizer / "tokenizer.json").is_file():
+        written = _read_json(tokenizer / "tokenizer.json")
+        vocabulary, merges = written["model"]["vocab"], written["model"]["merges"]
+        _write_json(tokenizer / "vocab.json", vocabulary)
+        lines = ["#version: 0.2", *(pair if isinstance(pair, str) else " ".join(pair) for pair in merges)]
+        (tokenizer / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        added = {one["content"]: one["id"] for one in written["added_tokens"] if one["content"] not in vocabulary}
+        if added:
+            _write_json(tokenizer / "added_tokens.json", added)
+    index = _read_json(folder / INDEX)
+    if index["feature_extractor"][0] is not None:
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    _write_json(folder / INDEX, index)
+
+
+def superseded_files(there: Collection[str], new: Collection[str], variant: str | None) -> list[str]:
+    """What of an older save must go when a new one takes its place: its code, and weights that would be read first.
+
+    Weights of other variants and files of others stay.
+
+    Args:
+        there: Paths in the repository.
+        new: Paths that are about to be written.
+        variant: Of the weights that are about to be written.
+
+    Returns:
+        Paths of `there`.
+
+    Example:
+        >>> there = ["unet/model.safetensors.index.json", "unet/model-00001-of-00002.fp16.safetensors"]
+        >>> superseded_files(there, ["unet/model.safetensors"], None)
+        ['unet/model.safetensors.index.json']
+    """
+    mark = "" if variant is None else rf"\.{re.escape(variant)}"
+    shard, kind = r"(?:-\d{5}-of-\d{5})?", r"\.(?:safetensors|bin)"
+    weights = re.compile(rf"(\w+)/\w*model(?:{mark}{shard}{kind}|{kind}\.index{mark}\.json)")
+    parts = {path.split("/")[0] for path in new}
+
+    def goes(path: str) -> bool:
+        found = weights.fullmatch(path)
+        return path not in new and bool(STAMPED_FILE.fullmatch(path) or (found and found[1] in parts))
+
+    return sorted(path for path in there if goes(path))
+
+
+def model_card(
+    name: str, *, components: dict, placeholder: str, base_model: str | None = None, license: str | None = None
+) -> str:
+    """The README of a repository, to be completed by whoever publishes it.
+
+    Args:
+        name: Repository id or folder, as it stands in the examples.
+        components: Of the pipeline, by name.
+        placeholder: What stands for the subject in a prompt.
+        base_model: Hub id of the text-to-image model that PromptNet was trained with.
+        license: The Hub's word for a licence, such as `openrail++`.
+
+    Returns:
+        Markdown with the Hub's metadata in front.
+
+    Example:
+        >>> print(model_card("me/mine", components={}, placeholder="S*", license="apache-2.0").splitlines()[1])
+        license: apache-2.0
+    """
+    data = ModelCardData(
+        license=license,
+        base_model=base_model,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["profusion", "personalization", "diffusers"],
+    )
+    rows = [
+        f"| `{part}` | {type(one).__name__} | {_millions(one)} |" for part, one in components.items() if one is not None
+    ]
+    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "not recorded when this was saved"
+    terms = f"`{license}`" if license else "not stated when this was saved; the base model's terms apply in any case"
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---\n",
+            f"# {name}\n",
+            "One portrait and a prompt in, pictures of that person out: a ProFusion pipeline",
+            "([Zhou et al. 2023](https://arxiv.org/abs/2305.13579)). PromptNet turns a photo into a pseudo word",
+            f"`{placeholder}`; Fusion Sampling keeps the details of the face and the words of the prompt together.\n",
+            "## How it was made\n",
+            f"Base model: {base}. Licence: {terms}.\n",
+            "| part | class | million parameters |\n|---|---|---|",
+            *rows,
+            "\n## How to use it\n",
+            "Without anything installed but diffusers and transformers. This runs the code in this repository:\n",
+            "```python\nfrom diffusers import DiffusionPipeline\n",
+            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
+            f'pipe("{placeholder} as an astronaut", image="photo.jpg", class_noun="person").images[0]\n```\n',
+            "With the package [profusion_pipeline](https://arxiv.org/abs/2305.13579), which runs its own code only:\n",
+            "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
+            f'pipe = ProFusionPipeline.from_pretrained("{name}")\n```\n',
+            "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
+            "```python\nfrom diffusers import DiffusionPipeline\n",
+            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
+            "parts = {part: pipe.components[part] for part in "
+            '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
+            "other = DiffusionPipeline.from_pretrained(",
+            f'    "another/stable-diffusion-2", custom_pipeline="{name}", trust_remote_code=True, **parts',
+            ")\n```\n",
+            "## Limits\n",
+            "The likeness is not perfect and differs from person to person; it was learnt from the pictures that",
+            "PromptNet was trained on and fails on what they did not show. One person to a picture.\n",
+            "## Responsible use\n",
+            "Ask people before you make pictures of them, and say that the pictures are generated. Not for deceiving,",
+            "harassing or identifying anybody. The pipeline marks nothing and checks nothing unless it has a safety",
+            "checker.\n",
+        ]
+    )
+
+
+def _millions(component) -> str:
+    return f"{component.num_parameters() / 1e6:,.1f}" if isinstance(component, torch.nn.Module) else ""
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _move_into(new: Path, target: Path, variant: str | None) -> None:
+    """Put a whole repository in place of an older one: without an index, which nothing loads, until all is there."""
+    (target / INDEX).unlink(missing_ok=True)
+    files = _files(new)
+    for path in superseded_files(_files(target), files, variant):
+        (target / path).unlink()
+        if not any((target / path).parent.iterdir()):
+            (target / path).parent.rmdir()
+    for path in sorted(files - {INDEX}):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / path, target / path)
+    os.replace(new / INDEX, target / INDEX)
+
+
+def upload_repository(
+    folder: Path,
+    repo_id: str,
+    *,
+    variant: str | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> CommitInfo:
+    """Upload a folder as one commit, which also deletes what it supersedes. A model card on the Hub is kept.
+
+    Args:
+        folder: The repository.
+        repo_id: An existing repository on the Hub.
+        variant: Of the weights in the folder.
+        commit_message: Of the commit.
+        token: For the Hub; None takes the stored one.
+        create_pr: Whether to open a pull request rather than commit.
+        subfolder: Where in the repository the folder goes.
+
+    Returns:
+        The commit.
+
+    Example:
+        >>> upload_repository(Path("profusion-sd2"), "me/profusion-sd2")  # doctest: +SKIP
+    """
+    place = f"{subfolder}/" if subfolder else ""
+    there = [path.removeprefix(place) for path in list_repo_files(repo_id, token=token) if path.startswith(place)]
+    return upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        path_in_repo=subfolder,
+        commit_message=commit_message or "Upload ProFusionPipeline",
+        token=token,
+        create_pr=create_pr,
+        ignore_patterns=[CARD] if CARD in there else None,
+        delete_patterns=superseded_files(there, _files(folder), variant) or None,
+    )
+
+
+class RepositoryMixin:
+    """Writing and reading a pipeline as a repository that loads anywhere, also where this code is not installed.
+
+    The class it is mixed into says `_method_file`, the file that it stands in, and `_promptnet_class`.
+
+    Example:
+        >>> from profusion_pipeline import ProFusionPipeline
+        >>> issubclass(ProFusionPipeline, RepositoryMixin)
+        True
+    """
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        *,
+        base_model: str | None = None,
+        license: str | None = None,
+        **kwargs,
+    ) -> None:
+        """Write the pipeline as a folder that loads anywhere: weights, code, index and model card.
+
+        A new folder appears whole or not at all. In an existing one files are replaced, and the index comes last;
+        weights of other variants, a model card and files of others are kept.
+
+        Args:
+            save_directory: The folder.
+            safe_serialization: Whether weights are safetensors; pickles otherwise.
+            variant: A word in the names of the weight files, such as `fp16`.
+            max_shard_size: Largest size of a weight file, in bytes or like `"5GB"`. diffusers' and transformers' own
+                limits if None.
+            push_to_hub: Whether to upload the folder too.
+            base_model: For the model card: Hub id of the model that PromptNet was trained with.
+            license: For the model card: the Hub's word for a licence.
+            **kwargs: With `push_to_hub`: `repo_id` (the folder's name if not given), `commit_message`, `private`,
+                `token`, `create_pr`.
+
+        Raises:
+            NotADirectoryError: `save_directory` is a file.
+            TypeError: An argument is unknown, or has no meaning without `push_to_hub`.
+        """
+        if kwargs and not push_to_hub:
+            raise TypeError(f"`save_pretrained` takes {', '.join(kwargs)} with `push_to_hub=True` only.")
+        target = Path(os.path.abspath(save_directory))
+        if target.is_file():
+            raise NotADirectoryError(f"`save_directory` must be a folder, {str(save_directory)!r} is a file.")
+        repo_id, private = kwargs.pop("repo_id", target.name), kwargs.pop("private", None)
+        if push_to_hub:
+            repo_id = create_repo(repo_id, private=private, token=kwargs.get("token"), exist_ok=True).repo_id
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            new = Path(scratch, "new")
+            super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
+            self._complete(new, repo_id, has_card=(target / CARD).exists(), base_model=base_model, license=license)
+            if target.exists():
+                _move_into(new, target, variant)
+            else:
+                os.replace(new, target)
+        if push_to_hub:
+            upload_repository(target, repo_id, variant=variant, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        max_shard_size: int | str | None = None,
+        base_model: str | None = None,
+        license: str | None = None,
+    ) -> CommitInfo:
+        """Upload the pipeline as one commit; the repository is made if it is not there. A model card there is kept.
+
+        Args:
+            repo_id: Repository on the Hub, with the organisation in front if it is one's.
+            commit_message: Of the commit.
+            private: Whether a new repository is private; the account's default if None.
+            token: For the Hub; None takes the stored one.
+            create_pr: Whether to open a pull request rather than commit.
+            safe_serialization: Whether weights are safetensors; pickles otherwise.
+            variant: A word in the names of the weight files, such as `fp16`.
+            subfolder: Where in the repository the pipeline goes. diffusers loads pipelines from its top only.
+            max_shard_size: Largest size of a weight file.
+            base_model: For the model card: Hub id of the model that PromptNet was trained with.
+            license: For the model card: the Hub's word for a licence.
+
+        Returns:
+            The commit.
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch, repo_id.split("/")[-1])
+            super().save_pretrained(folder, safe_serialization, variant=variant, max_shard_size=max_shard_size)
+            self._complete(folder, repo_id, has_card=False, base_model=base_model, license=license)
+            return upload_repository(
+                folder,
+                repo_id,
+                variant=variant,
+                commit_message=commit_message,
+                token=token,
+                create_pr=create_pr,
+                subfolder=subfolder,
+            )
+
+    def _complete(self, folder: Path, name: str, *, has_card: bool, **card_facts) -> None:
+        """What diffusers leaves out of a folder: the code, an index that names it, and the model card."""
+        mend_components(folder)
+        code = method_files(self._method_file)
+        for path, content in code.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_bytes(content)
+        index = _read_json(folder / INDEX)
+        module = next(Path(path).stem for path in code if path.startswith("promptnet/"))
+        names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": [module, "PromptNet"]}
+        _write_json(folder / INDEX, index | names)
+        if not has_card:
+            facts = dict(components=self.components, placeholder=self.config.placeholder, **card_facts)
+            (folder / CARD).write_text(model_card(name, **facts), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """Load a pipeline from a folder or the Hub with this code: code in the repository is never run.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id; of a ProFusion pipeline, or of Stable Diffusion with
+                `promptnet=` and the other parts that it lacks.
+            **kwargs: As of `DiffusionPipeline.from_pretrained`: `dtype` (for all models or a dictionary by component;
+                float32 if not given, whatever the files are in), `variant`, `revision`, `device_map`, components that
+                take the place of the repository's, and so on.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            OSError: There is no pipeline there.
+            ValueError: A component is missing, or the repository brings code of its own for another component.
+        """
+        given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]  # the newer name, and that before 0.40
+        keyword = "dtype" if compare_versions("diffusers", ">=", "0.40") else "torch_dtype"
+        kwargs[keyword] = next((dtype for dtype in given if dtype is not None), torch.float32)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As `ConfigMixin.load_config`, but PromptNet is this code's class, not a file of the repository.
+
+        Args:
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            The index.
+        """
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        if index.get("promptnet", [None, None])[1] == "PromptNet":
+            index["promptnet"] = [cls._promptnet_class.__module__, "PromptNet"]
+        return loaded
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
+        # Both loading and downloading read the index here. A name with a module in front is what makes diffusers fetch
+        # and run that module.
+        index = super()._dict_from_json_file(json_file, **kwargs)
+        if isinstance(index["_class_name"], list):
+            index["_class_name"] = index["_class_name"][1]
+        return index
