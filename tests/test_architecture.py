@@ -15,8 +15,11 @@ LAYERS = {
     "subject_prompt": 0,
     "subject_embedding": 0,
     "reference_images": 0,
+    "profusion_batch": 0,
     "profusion_inputs": 0,
     "profusion_rows": 0,
+    "profusion_running_call": 0,
+    "profusion_repository": 0,
     "modeling_promptnet": 0,
     "pipeline_profusion": 1,
     # learning
@@ -48,11 +51,14 @@ EXTRAS = {"trainer": TRAINING, "training_run": TRAINING, "training_components": 
 SHIPPED = {
     "pipeline_profusion": {"torch", "numpy", "PIL", "transformers", "diffusers"},
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
-    "subject_prompt": {"torch", "transformers"},
+    "profusion_repository": {"torch", "diffusers", "huggingface_hub"},
+    "subject_prompt": {"torch", "transformers", "diffusers"},
     "subject_embedding": {"torch", "safetensors"},
     "reference_images": {"torch", "numpy", "PIL"},
+    "profusion_batch": set(),
     "profusion_inputs": {"torch"},
     "profusion_rows": {"torch"},
+    "profusion_running_call": set(),
     "noise_levels": {"torch", "diffusers"},
     "fusion_sampling": {"torch"},
 }

@@ -1,3 +1,4 @@
+import inspect
 import os
 from pathlib import Path
 
@@ -211,6 +212,8 @@ def test_refuses_latents_of_different_sizes():
 
 def test_the_unets_settings_are_all_sorted():
     """A setting that a future UNet2DConditionModel loses would be read in vain."""
-    from profusion_pipeline import modeling_promptnet as module
+    from profusion_pipeline.modeling_promptnet import FOREIGN_SETTINGS, UNIFORM_SETTINGS
 
-    assert set(module.ENCODER_SETTINGS + module.FOREIGN_SETTINGS) <= set(UNet2DConditionModel().config)
+    ours = {name for name in inspect.signature(PromptNet.__init__).parameters if name != "self"}
+    own = {"image_embed_dim", "text_embed_dim", "region_kernel_size", "region_proj_channel"}
+    assert {*(ours - own), *FOREIGN_SETTINGS, *UNIFORM_SETTINGS} <= set(UNet2DConditionModel().config)

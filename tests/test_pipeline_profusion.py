@@ -4,40 +4,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
-from PIL import Image
 
 import schedulers
+from calls import PROMPT, build, count_work, latents_of, picture, relative, seeded
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
-from tiny import LATENT_SIDE, PICTURE_SIDE, make_components, make_scheduler
+from tiny import LATENT_SIDE, PICTURE_SIDE, make_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
-
-PROMPT = "a photo of S* on the beach"
-
-
-def picture(seed=0, size=(20, 30)):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def latents_of(pipe, prompt=PROMPT, **settings):
-    defaults = dict(num_inference_steps=3, output_type="latent", generator=seeded(), class_noun="person")
-    return pipe(prompt, **defaults | settings).images
-
-
-def build(**overrides):
-    pipe = ProFusionPipeline(**make_components(**overrides))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def relative(tensor, expected):
-    return ((tensor - expected).abs().max() / expected.abs().max()).item()
-
 
 # ---------------------------------------------------------------------------------------- what comes out
 
@@ -305,24 +279,6 @@ def schedulers_alpha_bar(t):
 # ---------------------------------------------------------------------------------------- cost
 
 
-def count_work(pipe):
-    counts = dict(unet_calls=0, unet_rows=0, promptnet_calls=0, promptnet_rows=0, text_sequences=0)
-
-    def count(calls, rows):
-        def hook(module, args, kwargs):
-            first = args[0] if args else next(iter(kwargs.values()))
-            if calls:
-                counts[calls] += 1
-            counts[rows] += len(first)
-
-        return hook
-
-    pipe.unet.register_forward_pre_hook(count("unet_calls", "unet_rows"), with_kwargs=True)
-    pipe.promptnet.register_forward_pre_hook(count("promptnet_calls", "promptnet_rows"), with_kwargs=True)
-    pipe.text_encoder.register_forward_pre_hook(count(None, "text_sequences"), with_kwargs=True)
-    return counts
-
-
 @pytest.mark.parametrize(
     ("m", "omega_1", "omega_2", "num_references"), list(itertools.product([0, 1, 2], [0.0, 7.0], [0.0, 5.0], [1, 3]))
 )
@@ -471,8 +427,14 @@ BAD = [
     (dict(strength=0.0), ValueError, r"`strength` must be in \(0, 1\], not 0.0"),
     (dict(strength=1.5), ValueError, r"`strength` must be in \(0, 1\], not 1.5"),
     (dict(strength=0.1), ValueError, "`strength` 0.1 leaves none of 3 steps"),
+    (dict(cross_attention_kwargs=0.5), TypeError, "`cross_attention_kwargs` must be a dictionary, not 0.5"),
+    (dict(cross_attention_kwargs=dict(scale="0.5")), TypeError, "`scale` must be a number, not '0.5'"),
     (dict(output_type="jpg"), ValueError, "`output_type` must be 'pil' or 'np' or 'pt' or 'latent', not 'jpg'"),
-    (dict(callback_on_step_end_tensor_inputs=["noise"]), ValueError, "must be 'latents', not 'noise'"),
+    (
+        dict(callback_on_step_end_tensor_inputs=["noise"]),
+        ValueError,
+        "must be 'latents' or .*, not 'noise'",
+    ),
 ]
 
 

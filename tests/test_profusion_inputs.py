@@ -17,23 +17,6 @@ def test_numbers():
     inputs.check_count("steps", 1, at_least=1)
 
 
-def test_one_for_all_or_one_for_each():
-    assert inputs.list_prompts(["a", "b"]) == ["a", "b"]
-    assert inputs.list_texts("noun", "dog", 2) == ["dog", "dog"]
-    assert inputs.list_texts("noun", ["dog", "cat"], 2) == ["dog", "cat"]
-    assert inputs.list_weights(None, 2) == [None, None]
-    assert inputs.list_weights([1.0, 2.0], 2) == [[1.0, 2.0], [1.0, 2.0]]
-    assert inputs.list_weights([None, [1.0]], 2) == [None, [1.0]]
-    with pytest.raises(ValueError, match="`image_weights` has 1 entries, but there are 2 prompts"):
-        inputs.list_weights([[1.0]], 2)
-
-
-def test_class_prompts():
-    prompts = ["S* on the beach", "a photo of S*"]
-    assert inputs.list_class_prompts(prompts, "S*", ["dog", "man"], None) == ["dog on the beach", "a photo of man"]
-    assert inputs.list_class_prompts(prompts, "S*", "dog", "a cat") == ["a cat", "a cat"]
-
-
 def test_weights():
     assert inputs.check_weights(None, 4) == [0.25] * 4
     assert inputs.check_weights((1, 0.0), 2) == [1, 0.0]

@@ -21,32 +21,10 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_d
 from diffusers.utils import BaseOutput
 from torch import nn
 
-# Settings of a UNet that shape its encoder: PromptNet takes them over.
-ENCODER_SETTINGS = (
-    "in_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "down_block_types",
-    "only_cross_attention",
-    "block_out_channels",
-    "layers_per_block",
-    "downsample_padding",
-    "mid_block_scale_factor",
-    "dropout",
-    "act_fn",
-    "norm_num_groups",
-    "norm_eps",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-    "attention_head_dim",
-    "use_linear_projection",
-    "upcast_attention",
-    "resnet_time_scale_shift",
-)
-# Of these, the ones that a UNet may vary from block to block and PromptNet may not.
+# `from_unet` takes over every setting that PromptNet shares with a UNet. These a UNet may vary from block to block:
 UNIFORM_SETTINGS = ("layers_per_block", "transformer_layers_per_block", "cross_attention_dim", "only_cross_attention")
-# Settings that concern its decoder or what it is told besides latents and time: they may have any value.
-# Every other setting must have the UNet's default, because PromptNet has no counterpart of it.
+# These concern its decoder, or what it is told besides latents and time: they may have any value. Every other setting
+# must have the UNet's default, because PromptNet has no counterpart of it.
 FOREIGN_SETTINGS = (
     "sample_size",
     "out_channels",
@@ -329,9 +307,11 @@ class PromptNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         promptnet = PromptNet.from_unet(unet, image_embed_dim=192)
         ```
         """
-        for name, parameter in inspect.signature(UNet2DConditionModel.__init__).parameters.items():
+        ours = inspect.signature(cls.__init__).parameters
+        theirs = inspect.signature(UNet2DConditionModel.__init__).parameters
+        for name, parameter in theirs.items():
             value = unet.config.get(name, parameter.default)
-            if name not in ("self", *ENCODER_SETTINGS, *FOREIGN_SETTINGS) and value != parameter.default:
+            if name not in (*ours, *FOREIGN_SETTINGS) and value != parameter.default:
                 raise ValueError(
                     f"PromptNet can't be built like this UNet: `{name}` is {value!r}; only "
                     f"{parameter.default!r} works here."
@@ -342,7 +322,7 @@ class PromptNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                     f"PromptNet can't be built like this UNet: `{name}` is {unet.config[name]!r}, only one value "
                     "for all blocks works."
                 )
-        settings = {name: unet.config[name] for name in ENCODER_SETTINGS}
+        settings = {name: unet.config[name] for name in theirs if name in ours and name != "self"}
         if region_kernel_size is None:
             region_kernel_size = cls._whole_grid(unet)
         if text_embed_dim is None:

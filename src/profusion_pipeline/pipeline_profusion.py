@@ -17,6 +17,7 @@ pictures together, L pseudo words, T tokens, N vision tokens.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from diffusers import (
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
@@ -39,6 +41,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from .fusion_sampling import fusion_step, guide, noise_share, predict_noise, renew_noise
 from .modeling_promptnet import PromptNet
 from .noise_levels import NoiseLevel, follow_fusion, fusion_levels
+from .profusion_batch import list_class_prompts, list_per_prompt, list_prompts, list_subjects, list_texts, list_weights
 from .profusion_inputs import (
     check_choice,
     check_components_fit,
@@ -51,30 +54,24 @@ from .profusion_inputs import (
     check_strength,
     check_tensor,
     check_weights,
+    check_without,
     choose_size,
-    list_class_prompts,
-    list_per_prompt,
-    list_prompts,
-    list_subjects,
-    list_texts,
-    list_weights,
+    read_lora_scale,
 )
 from .profusion_repository import RepositoryMixin
 from .profusion_rows import GuidanceRows, ReferenceRows
-from .reference_images import load_reference_image
+from .profusion_running_call import RunningCallMixin
+from .reference_images import load_reference_images
 from .subject_embedding import SubjectEmbedding
-from .subject_prompt import encode_subject_prompts, scale_subject_rows, tokenize_subject_prompts
+from .subject_prompt import (
+    encode_subject_prompts,
+    encode_texts,
+    scale_subject_rows,
+    scaled_lora,
+    tokenize_subject_prompts,
+)
 
 Reference = Image.Image | np.ndarray | torch.Tensor | str | Path
-
-
-def _read_references(image: Reference | list[Reference], weights: list[float] | None) -> tuple[list, list[float]]:
-    """The references of one subject as RGB pictures, and their weights."""
-    references = image if isinstance(image, list) else [image]
-    if not references:
-        raise ValueError("`image` is an empty list: give at least one reference of each subject.")
-    pictures = [load_reference_image(reference) for reference in references]
-    return pictures, check_weights(weights, len(pictures))
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -87,6 +84,7 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 class ProFusionPipeline(
+    RunningCallMixin,
     RepositoryMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
@@ -130,7 +128,7 @@ class ProFusionPipeline(
     _promptnet_class = PromptNet
     _optional_components = ["image_encoder", "feature_extractor", "safety_checker"]
     _exclude_from_cpu_offload = ["safety_checker"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     run_safety_checker = StableDiffusionPipeline.run_safety_checker
     prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
@@ -172,13 +170,12 @@ class ProFusionPipeline(
             placeholder_alias=placeholder_alias,
             requires_safety_checker=requires_safety_checker,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.image_processor = VaeImageProcessor()  # is told every size
 
     @property
-    def interrupt(self) -> bool:
-        """Whether the running call skips its remaining steps; a callback sets `pipe._interrupt = True`."""
-        return self._interrupt
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def __call__(
@@ -208,6 +205,7 @@ class ProFusionPipeline(
         negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> StableDiffusionPipelineOutput | tuple:
@@ -252,9 +250,13 @@ class ProFusionPipeline(
             negative_prompt_embeds: Text states [P, T, D] in place of the negative prompt's.
             output_type: "pil", "np", "pt", or "latent" for the latents themselves.
             return_dict: Whether to return an output object or a tuple.
+            cross_attention_kwargs: What the UNet's attention processors take; "scale" weighs the LoRA of UNet and text
+                encoder, on top of `set_adapters`.
             callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
-                dictionary `tensors`, in which it may have replaced the latents.
-            callback_on_step_end_tensor_inputs: What `tensors` holds: "latents" or nothing.
+                dictionary `tensors`, in which it may have replaced what is there. It may also set the scales of
+                [`RunningCallMixin`] for the steps that follow.
+            callback_on_step_end_tensor_inputs: What `tensors` holds: "latents" [B, C, h, w], "prompt_embeds" and
+                "negative_prompt_embeds" [B, T, D].
 
         Returns:
             `images`, and `nsfw_content_detected` of the safety checker or None.
@@ -285,12 +287,14 @@ class ProFusionPipeline(
         check_number("eta", eta)
         check_strength(strength, num_inference_steps)
         check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        lora_scale = read_lora_scale(cross_attention_kwargs)
         for name in callback_on_step_end_tensor_inputs:
             check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         check_generator(generator, len(prompts) * num_images_per_prompt)
         check_components_fit(self.components)
         uses_subject = guidance_scale > 0 or (num_fusion_steps > 0 and fusion_guidance_scale > 0)
         starts_from_image = strength < 1 and latents is None
+        may_change = callback_on_step_end is not None  # then what has no weight at first may get one
         check_not_both("image", image, "subject", subject)
         if image is None and subject is None and (uses_subject or starts_from_image):
             raise ValueError("`image` and `subject` are both None: give one of them, for S* to stand for somebody.")
@@ -310,6 +314,11 @@ class ProFusionPipeline(
         check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
         check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
 
+        self._guidance_scale, self._class_guidance_scale = guidance_scale, class_guidance_scale
+        self._fusion_guidance_scale = fusion_guidance_scale
+        self._cross_attention_kwargs, self._lora_scale = cross_attention_kwargs, lora_scale
+        self._interrupt = False
+
         # 2. Read the prompts
         if self.config.placeholder_alias is not None:
             prompts = [text.replace(self.config.placeholder_alias, self.config.placeholder) for text in prompts]
@@ -322,7 +331,8 @@ class ProFusionPipeline(
         null_texts = class_texts = None
         if negative_prompt_embeds is None:
             null_texts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
-        if prompt_embeds is None and class_guidance_scale > 0:
+        has_class = class_noun is not None or class_prompt is not None
+        if prompt_embeds is None and (class_guidance_scale > 0 or (may_change and has_class)):
             class_texts = list_class_prompts(prompts, self.config.placeholder, class_noun, class_prompt)
 
         # 3. Ask the scheduler for its timesteps and noise levels
@@ -332,36 +342,25 @@ class ProFusionPipeline(
         if begin > 0 and hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(begin)
         timesteps = self.scheduler.timesteps[begin:]
+        self._num_timesteps = len(timesteps)
         levels = fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * len(timesteps)
         shares = [level and noise_share(level.alpha_bar, level.next_alpha_bar, fusion_eta) for level in levels]
         check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
 
         # 4. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
-        if images and (uses_subject or starts_from_image):
+        if images and (uses_subject or starts_from_image or may_change):
             subjects = self._encode_images(images, height, width)
-        null_states = self._encode_texts(null_texts, negative_prompt_embeds, num_images_per_prompt)  # [B, T, D]
-        class_states = self._encode_texts(class_texts, prompt_embeds, num_images_per_prompt)  # [B, T, D]
-
-        # 5. Lay out the rows of both kinds of noise prediction
+        if null_texts is not None:
+            negative_prompt_embeds = self._encode_texts(null_texts, lora_scale)  # [P, T, D]
+        if class_texts is not None:
+            prompt_embeds = self._encode_texts(class_texts, lora_scale)  # [P, T, D]
+        null_states = negative_prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)  # [B, T, D]
+        class_states = None
+        if prompt_embeds is not None:
+            class_states = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)  # [B, T, D]
         references = ReferenceRows.of(subjects, input_ids, positions, num_images_per_prompt, like=null_states)
-        fusion = GuidanceRows.plan(
-            null_states,
-            class_states,
-            references.owner,
-            class_weight=0.0,
-            subject_weights=[fusion_guidance_scale * proportion for proportion in references.proportions],
-            subject_scale=fusion_subject_scale,
-        )
-        refinement = GuidanceRows.plan(
-            null_states,
-            class_states,
-            references.owner,
-            class_weight=class_guidance_scale,
-            subject_weights=[guidance_scale * weight for weight in references.weights],
-            subject_scale=1.0,
-        )
 
-        # 6. Draw the initial latents
+        # 5. Draw the initial latents
         if latents is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=null_states.dtype)
             if starts_from_image:
@@ -375,24 +374,42 @@ class ProFusionPipeline(
         else:
             latents = latents.to(device)
 
-        # 7. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
+        # 6. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on.
+        # Both lay their rows out anew at every step, because a callback may have changed scales and text states.
         step_settings = self.prepare_extra_step_kwargs(generator, eta)
-        self._interrupt = False
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 continue
+            fusion = GuidanceRows.plan(
+                null_states,
+                class_states,
+                references.owner,
+                class_weight=0.0,
+                subject_weights=[self.fusion_guidance_scale * proportion for proportion in references.proportions],
+                subject_scale=fusion_subject_scale,
+            )
             for _ in range(num_fusion_steps if levels[i] else 0):
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
                 model_output = self._predict(latents, t, fusion, references)
                 latents = self._fuse(latents, model_output, noise, levels[i], shares[i])
+            refinement = GuidanceRows.plan(
+                null_states,
+                class_states,
+                references.owner,
+                class_weight=self.class_guidance_scale,
+                subject_weights=[self.guidance_scale * weight for weight in references.weights],
+                subject_scale=1.0,
+            )
             model_output = self._predict(latents, t, refinement, references)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
             if callback_on_step_end is not None:
-                tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                latents = callback_on_step_end(self, i, t, tensors).get("latents", latents)
+                tensors = dict(latents=latents, prompt_embeds=class_states, negative_prompt_embeds=null_states)
+                asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, i, t, asked)
+                latents, class_states, null_states = (changed.get(name, tensor) for name, tensor in tensors.items())
 
-        # 8. Decode
+        # 7. Decode
         if output_type == "latent":
             images, has_nsfw_concept = latents, None
         else:
@@ -419,10 +436,17 @@ class ProFusionPipeline(
             words = self.promptnet(
                 references.latents, t, references.image_states, at_reference
             ).prompt_embeds  # [K, L, D]
-            states = encode_subject_prompts(self.text_encoder, references.input_ids, references.positions, words)
+            with scaled_lora(self.text_encoder, self._lora_scale):
+                states = encode_subject_prompts(self.text_encoder, references.input_ids, references.positions, words)
             states = scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)  # [K, T, D]
             text_states = torch.cat([text_states, states])  # [rows, T, D]
-        output = self.unet(latents[rows.owner], t, encoder_hidden_states=text_states, return_dict=False)[0]
+        output = self.unet(
+            latents[rows.owner],
+            t,
+            encoder_hidden_states=text_states,
+            cross_attention_kwargs=self.cross_attention_kwargs,
+            return_dict=False,
+        )[0]  # [rows, C, h, w]
         # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
         null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
         return guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
@@ -468,10 +492,48 @@ class ProFusionPipeline(
         """
         check_components_fit(self.components)
         check_image_encoder(self.components)
-        references, weights = _read_references(image, weights)
+        references = load_reference_images(image)
+        weights = check_weights(weights, len(references))
         subject = self._encode_references(references, weights, *choose_size(height, width, [], self.components))
         self.maybe_free_model_hooks()
         return subject
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        lora_scale: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode class prompts and negative prompts once, to be changed or given to many calls.
+
+        What S* turns a prompt into can't be had from here: it changes at every step.
+
+        Args:
+            prompt: Class prompt, without the placeholder. A list makes a batch.
+            negative_prompt: One text for all prompts, or a list with one for each. Empty if None.
+            lora_scale: Weighs the text encoder's LoRA, on top of `set_adapters`.
+
+        Returns:
+            What `__call__` takes as `prompt_embeds` and as `negative_prompt_embeds`, each [P, T, D].
+
+        Raises:
+            TypeError: They are no texts.
+            ValueError: A prompt holds the placeholder, or a list has another length.
+
+        Example:
+            >>> from profusion_pipeline import load_demo_pipeline
+            >>> prompt_embeds, negative_prompt_embeds = load_demo_pipeline().encode_prompt("a person at the beach")
+            >>> prompt_embeds.shape == negative_prompt_embeds.shape
+            True
+        """
+        prompts = list_prompts(prompt)
+        check_without("prompt", prompts, self.config.placeholder)
+        negative_prompts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
+        prompt_embeds = self._encode_texts(prompts, lora_scale)  # [P, T, D]
+        negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale)  # [P, T, D]
+        self.maybe_free_model_hooks()
+        return prompt_embeds, negative_prompt_embeds
 
     def _read_images(
         self, prompt: str | list[str], image: Reference | list, image_weights: list | None
@@ -479,8 +541,11 @@ class ProFusionPipeline(
         """For each prompt a key of its `image`, the references in it and their weights."""
         check_image_encoder(self.components)
         images = [image] if isinstance(prompt, str) else list_per_prompt("image", image, len(prompt))
-        weights = list_weights(image_weights, len(images))
-        return [(id(one), *_read_references(one, each)) for one, each in zip(images, weights, strict=True)]
+        read = []
+        for one, weights in zip(images, list_weights(image_weights, len(images)), strict=True):
+            references = load_reference_images(one)
+            read.append((id(one), references, check_weights(weights, len(references))))
+        return read
 
     def _encode_images(
         self, images: list[tuple[int, list[Image.Image], list[float]]], height: int, width: int
@@ -497,26 +562,14 @@ class ProFusionPipeline(
     ) -> SubjectEmbedding:
         device = self._execution_device
         pixels = self.image_processor.preprocess(references, height, width, resize_mode="crop")  # [R, 3, H, W]
-        latents = self.vae.encode(pixels.to(device, self.vae.dtype)).latent_dist.mode()  # [R, C, h, w]
+        latents = retrieve_latents(self.vae.encode(pixels.to(device, self.vae.dtype)), sample_mode="argmax")
         views = self.feature_extractor(references, return_tensors="pt").pixel_values
         image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state  # [R, N, V]
-        return SubjectEmbedding(latents * self.vae.config.scaling_factor, image_states, torch.tensor(weights).double())
+        latents = latents * self.vae.config.scaling_factor  # [R, C, h, w]
+        return SubjectEmbedding(latents, image_states, torch.tensor(weights).double())
 
-    def _encode_texts(
-        self, texts: list[str] | None, states: torch.Tensor | None, num_images_per_prompt: int
-    ) -> torch.Tensor | None:
-        """Text states of each picture; a text that several prompts share is encoded once. [B, T, D]"""
-        if texts is not None:
-            unique = list(dict.fromkeys(texts))
-            ids = self.tokenizer(
-                self.maybe_convert_prompt(unique, self.tokenizer),
-                padding="max_length",
-                max_length=self.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(self._execution_device)
-            states = self.text_encoder(ids).last_hidden_state  # [unique texts, T, D]
-            states = states[[unique.index(text) for text in texts]]  # [P, T, D]
-        if states is None:
-            return None
-        return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
+    def _encode_texts(self, texts: list[str], lora_scale: float) -> torch.Tensor:
+        """Text states of each text. [P, T, D]"""
+        texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        with scaled_lora(self.text_encoder, lora_scale):
+            return encode_texts(self.text_encoder, self.tokenizer, texts, device=self._execution_device)

@@ -158,7 +158,7 @@ class GuidanceRows:
         for picture, weight in zip(reference_owner.tolist(), subject_weights, strict=True):
             of_picture[picture].append(weight)
         has_null = any(math.fsum(weights) != 1 for weights in of_picture)
-        has_class, has_subject = class_weight > 0, any(subject_weights)
+        has_class, has_subject = class_weight != 0, any(subject_weights)
         text_states = [null_states] * has_null + [class_states] * has_class
         owner = [pictures] * (has_null + has_class) + [reference_owner] * has_subject
         weights = [class_weight] * num_pictures * has_class + subject_weights * has_subject

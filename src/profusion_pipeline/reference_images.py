@@ -60,6 +60,33 @@ def load_reference_image(
     return rgb
 
 
+def load_reference_images(
+    images: Image.Image | np.ndarray | torch.Tensor | str | Path | list, name: str = "image"
+) -> list[Image.Image]:
+    """Bring all reference pictures of one subject to 8-bit RGB.
+
+    Args:
+        images: One picture, or a list of them, each as [`load_reference_image`] takes it.
+        name: What error messages call them.
+
+    Returns:
+        At least one new image of mode "RGB".
+
+    Raises:
+        TypeError: As of [`load_reference_image`].
+        ValueError: As of [`load_reference_image`], or the list is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> [picture.size for picture in load_reference_images([np.zeros((4, 6, 3), dtype=np.uint8)] * 2)]
+        [(6, 4), (6, 4)]
+    """
+    references = images if isinstance(images, list) else [images]
+    if not references:
+        raise ValueError(f"`{name}` is an empty list: give at least one reference of each subject.")
+    return [load_reference_image(reference, name) for reference in references]
+
+
 def _read_file(path: str | Path, name: str) -> Image.Image:
     if re.match(r"\w[\w+.-]*://|data:", str(path)):
         raise ValueError(

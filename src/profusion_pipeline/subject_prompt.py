@@ -7,7 +7,11 @@ positions         -        the place of the first pseudo word in the token seque
 scale             gamma    `fusion_subject_scale`
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
@@ -162,6 +166,71 @@ def encode_subject_prompts(
         return text_encoder(input_ids).last_hidden_state  # [B, T, D]
     finally:
         hook.remove()
+
+
+def encode_texts(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str], *, device: torch.device | str
+) -> torch.Tensor:
+    """c = text(C): the text encoder's last hidden state of texts without S*. A text given twice is encoded once.
+
+    Args:
+        text_encoder (`CLIPTextModel`): The UNet's text encoder.
+        tokenizer (`CLIPTokenizer`): Its tokenizer. What is longer than its `model_max_length` T is cut.
+        texts (`list[str]`): P texts.
+        device (`torch.device`): Where the text encoder runs, which need not be where its parameters are.
+
+    Returns:
+        `torch.Tensor` of shape `[P, T, D]`: The text states.
+
+    Example:
+
+    ```python
+    from profusion_pipeline import load_demo_pipeline
+    from profusion_pipeline.subject_prompt import encode_texts
+
+    pipe = load_demo_pipeline()
+    states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
+    ```
+    """
+    unique = list(dict.fromkeys(texts))
+    ids = tokenizer(
+        unique,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids.to(device)
+    states = text_encoder(ids).last_hidden_state  # [unique texts, T, D]
+    return states[[unique.index(text) for text in texts]]  # [P, T, D]
+
+
+@contextmanager
+def scaled_lora(text_encoder: CLIPTextModel, scale: float) -> Iterator[None]:
+    """While it lasts, the text encoder's LoRA layers have `scale` times their weight.
+
+    Args:
+        text_encoder (`CLIPTextModel`): The text encoder, with or without LoRA.
+        scale (`float`): On top of the weights that `set_adapters` gave. 1 does nothing; anything else needs PEFT.
+
+    Example:
+
+    ```python
+    from profusion_pipeline import load_demo_pipeline
+    from profusion_pipeline.subject_prompt import encode_texts, scaled_lora
+
+    pipe = load_demo_pipeline()
+    with scaled_lora(pipe.text_encoder, 1.0):
+        states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait"], device="cpu")
+    ```
+    """
+    if scale == 1:
+        yield
+        return
+    scale_lora_layers(text_encoder, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(text_encoder, scale)
 
 
 def scale_subject_rows(

@@ -1,0 +1,51 @@
+"""Calls of a tiny pipeline, what they make, and the work that they take."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from profusion_pipeline.pipeline_profusion import ProFusionPipeline
+from tiny import make_components
+
+PROMPT = "a photo of S* on the beach"
+
+
+def picture(seed=0, size=(20, 30)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def latents_of(pipe, prompt=PROMPT, **settings):
+    defaults = dict(num_inference_steps=3, output_type="latent", generator=seeded(), class_noun="person")
+    return pipe(prompt, **defaults | settings).images
+
+
+def build(**overrides):
+    pipe = ProFusionPipeline(**make_components(**overrides))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def relative(tensor, expected):
+    return ((tensor - expected).abs().max() / expected.abs().max()).item()
+
+
+def count_work(pipe):
+    counts = dict(unet_calls=0, unet_rows=0, promptnet_calls=0, promptnet_rows=0, text_sequences=0)
+
+    def count(calls, rows):
+        def hook(module, args, kwargs):
+            first = args[0] if args else next(iter(kwargs.values()))
+            if calls:
+                counts[calls] += 1
+            counts[rows] += len(first)
+
+        return hook
+
+    pipe.unet.register_forward_pre_hook(count("unet_calls", "unet_rows"), with_kwargs=True)
+    pipe.promptnet.register_forward_pre_hook(count("promptnet_calls", "promptnet_rows"), with_kwargs=True)
+    pipe.text_encoder.register_forward_pre_hook(count(None, "text_sequences"), with_kwargs=True)
+    return counts
