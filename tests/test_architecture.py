@@ -15,7 +15,9 @@ LAYERS = {
     "subject_prompt": 0,
     "subject_embedding": 0,
     "reference_images": 0,
+    "profusion_adapters": 0,
     "profusion_batch": 0,
+    "profusion_concept": 0,
     "profusion_inputs": 0,
     "profusion_rows": 0,
     "profusion_running_call": 0,
@@ -23,12 +25,17 @@ LAYERS = {
     "modeling_promptnet": 0,
     "pipeline_profusion": 1,
     # learning
+    "augmentation": 0,
     "config": 0,
     "data": 0,
     "checkpoints": 0,
     "training_log": 0,
     "losses": 1,
+    "learning_weights": 1,
+    "subject_pool": 2,
+    "customize": 3,
     "picture_batches": 1,
+    "picture_stream": 1,
     "training_components": 1,
     "training_run": 2,
     "validation": 2,
@@ -45,7 +52,7 @@ LAYERS = {
 
 CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub", "safetensors"}
 TRAINING = {"accelerate", "peft", "datasets", "tqdm"}  # of the extra `train`, and what comes with it
-EXTRAS = {"trainer": TRAINING, "training_run": TRAINING, "training_components": TRAINING}
+EXTRAS = {"learning_weights": TRAINING | {"bitsandbytes"}, "picture_stream": TRAINING, "trainer": TRAINING, "training_run": TRAINING, "training_components": TRAINING}
 
 # The method: these files are also the files of a Hub repository, where nothing but themselves can be imported.
 SHIPPED = {
@@ -55,7 +62,9 @@ SHIPPED = {
     "subject_prompt": {"torch", "transformers", "diffusers"},
     "subject_embedding": {"torch", "safetensors"},
     "reference_images": {"torch", "numpy", "PIL"},
+    "profusion_adapters": {"torch", "numpy", "diffusers"},
     "profusion_batch": set(),
+    "profusion_concept": {"torch", "safetensors", "huggingface_hub"},
     "profusion_inputs": {"torch"},
     "profusion_rows": {"torch"},
     "profusion_running_call": set(),

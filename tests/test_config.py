@@ -94,6 +94,14 @@ def test_a_wrong_type_is_refused(settings, sentence):
             "`warmup_steps` must be less than max_steps=5, got 5",
         ),
         ({"horizontal_flip": True}, "`horizontal_flip` must be False with cache_latents=True"),
+        (
+            {"streaming": True},
+            "`cache_latents` must be False with streaming=True, which reads each picture as it comes",
+        ),
+        (
+            {"streaming": True, "cache_latents": False, "reference": "other"},
+            "`reference` must be 'same' with streaming=True, whose samples are single pictures, got 'other'",
+        ),
         ({"validation_every": 10}, "`validation_every` is 10, so `validation_images` and `validation_prompts` must"),
         ({"validation_every": 10, "validation_prompts": ("S*",)}, "must name at least one photo and one prompt"),
     ],
@@ -105,6 +113,7 @@ def test_a_wrong_value_is_refused(settings, sentence):
 
 def test_contradictions_can_be_resolved():
     make(horizontal_flip=True, cache_latents=False)
+    make(streaming=True, cache_latents=False)
     make(warmup_steps=5, lr_scheduler="constant_with_warmup")
     make(prompt="a photo of holder", placeholder="holder")
     make(learning_rate=1, validation_every=1, validation_prompts=("S*",), validation_images=("a.png",))

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,14 @@ import torch
 from PIL import Image
 
 from profusion_pipeline.data import PictureFolder, choose_sample, read_picture_folder
-from profusion_pipeline.picture_batches import CachedPictures, Encoders, Preprocessing, StreamedPictures
+from profusion_pipeline.picture_batches import (
+    CachedPictures,
+    Encoders,
+    Preprocessing,
+    UncachedPictures,
+    folder_samples,
+)
+from profusion_pipeline.reference_images import load_reference_image as read
 
 NUMBERS = [range(0, 3), range(3, 6), range(6, 9)]
 
@@ -31,6 +39,11 @@ def preprocessing(components):
     return Preprocessing(16, components["feature_extractor"])
 
 
+def uncached(pictures, preprocessing, encoders, num_workers=0, **settings) -> UncachedPictures:
+    samples = partial(folder_samples, pictures=pictures, **settings)
+    return UncachedPictures(samples, preprocessing, encoders, num_workers=num_workers)
+
+
 def pairs(folder: Path) -> PictureFolder:
     """Every picture has the next as its only reference."""
     files = read_picture_folder(folder).files
@@ -40,7 +53,7 @@ def pairs(folder: Path) -> PictureFolder:
 def test_a_reference_is_encoded_as_the_pipeline_encodes_it(pipe, folder, preprocessing, encoders):
     for file in sorted(folder.iterdir()):
         subject = pipe.encode_subject(file)
-        pixels, vision_pixels = preprocessing(file)
+        pixels, vision_pixels = preprocessing(read(file))
         mean, _ = encoders.posterior(pixels[None])
         states = encoders.image_states(vision_pixels[None])
         torch.testing.assert_close(mean, subject.latents, rtol=0, atol=1e-6)
@@ -48,18 +61,18 @@ def test_a_reference_is_encoded_as_the_pipeline_encodes_it(pipe, folder, preproc
 
 
 def test_pixels_are_the_pictures(folder, preprocessing):
-    pixels, vision_pixels = preprocessing(folder / "0.png")
+    pixels, vision_pixels = preprocessing(read(folder / "0.png"))
     expected = np.asarray(Image.open(folder / "0.png"), dtype=np.float32) / 127.5 - 1
     np.testing.assert_allclose(pixels.permute(1, 2, 0), expected, atol=1e-6)
     assert vision_pixels.shape == (3, 8, 8)
-    mirrored, vision_mirrored = preprocessing(folder / "0.png", flip=True)
+    mirrored, vision_mirrored = preprocessing(read(folder / "0.png"), flip=True)
     assert torch.equal(mirrored, pixels.flip(2))
     torch.testing.assert_close(vision_mirrored, vision_pixels.flip(2), rtol=0, atol=0.02)  # resized from 16 to 8
 
 
 def test_posterior_is_what_the_vae_samples_from(folder, preprocessing, encoders, components):
     vae = components["vae"]
-    pixels = preprocessing(folder / "0.png")[0][None]
+    pixels = preprocessing(read(folder / "0.png"))[0][None]
     mean, std = encoders.posterior(pixels)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -69,11 +82,11 @@ def test_posterior_is_what_the_vae_samples_from(folder, preprocessing, encoders,
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_cache_and_stream_give_the_same_batches(folder, preprocessing, encoders, batch_size):
+def test_pictures_give_the_same_batches_cached_or_not(folder, preprocessing, encoders, batch_size):
     pictures = pairs(folder)
     cached = CachedPictures(pictures, preprocessing, encoders, seed=5, batch_size=batch_size)
-    streamed = StreamedPictures(pictures, preprocessing, encoders, seed=5)
-    for ours, theirs in zip(cached.batches(NUMBERS), streamed.batches(NUMBERS), strict=True):
+    opened = uncached(pictures, preprocessing, encoders, seed=5)
+    for ours, theirs in zip(cached.batches(NUMBERS), opened.batches(NUMBERS), strict=True):
         for ours_part, theirs_part in zip(ours, theirs, strict=True):
             assert ours_part.dtype == theirs_part.dtype == torch.float32
             torch.testing.assert_close(ours_part, theirs_part, rtol=2e-3, atol=1e-4)  # the cache is in half precision
@@ -86,7 +99,9 @@ def test_batches_hold_target_and_reference(folder, preprocessing, encoders):
         for i, number in enumerate(numbers):
             choice = choose_sample(number, pictures, seed=5)
             assert choice.reference == (choice.target + 1) % 4
-            target, reference = (preprocessing(pictures.files[index]) for index in (choice.target, choice.reference))
+            target, reference = (
+                preprocessing(read(pictures.files[index])) for index in (choice.target, choice.reference)
+            )
             mean, std = encoders.posterior(target[0][None])
             for part, expected in (
                 (batch.mean, mean),
@@ -113,7 +128,7 @@ def test_the_cache_says_its_size_and_shows_its_progress(folder, preprocessing, e
 def test_pictures_read_by_workers_are_the_same(folder, preprocessing, encoders):
     pictures = pairs(folder)
     alone, helped = (
-        StreamedPictures(pictures, preprocessing, encoders, seed=0, horizontal_flip=True, num_workers=workers)
+        uncached(pictures, preprocessing, encoders, seed=0, horizontal_flip=True, num_workers=workers)
         for workers in (0, 2)
     )
     for ours, theirs in zip(alone.batches(NUMBERS), helped.batches(NUMBERS), strict=True):
@@ -122,12 +137,13 @@ def test_pictures_read_by_workers_are_the_same(folder, preprocessing, encoders):
 
 def test_flips_mirror_target_and_reference_alike(folder, preprocessing, encoders):
     pictures = read_picture_folder(folder)
-    flipping = StreamedPictures(pictures, preprocessing, encoders, seed=0, horizontal_flip=True).samples
+    prepared = uncached(pictures, preprocessing, encoders, seed=0).prepared
     flips = 0
-    for number in range(8):
+    (samples,) = folder_samples([range(8)], pictures, seed=0, horizontal_flip=True)
+    for number, sample in enumerate(samples):
         choice = choose_sample(number, pictures, seed=0, horizontal_flip=True)
-        pixels, reference_pixels, _ = flipping[number]
-        assert torch.equal(pixels, preprocessing(pictures.files[choice.target], flip=choice.flip)[0])
+        pixels, reference_pixels, _ = prepared[sample]
+        assert torch.equal(pixels, preprocessing(read(pictures.files[choice.target]), flip=choice.flip)[0])
         assert torch.equal(reference_pixels, pixels)
         flips += choice.flip
     assert 0 < flips < 8
@@ -139,4 +155,4 @@ def test_an_unreadable_picture_is_named(folder, preprocessing, encoders):
         CachedPictures(read_picture_folder(folder), preprocessing, encoders, seed=0)
     (folder / "2.png").write_text("no picture")
     with pytest.raises(ValueError, match="must be an image file that Pillow can read, '.*2.png' is not one"):
-        list(StreamedPictures(read_picture_folder(folder), preprocessing, encoders, seed=0).batches(NUMBERS))
+        list(uncached(read_picture_folder(folder), preprocessing, encoders, seed=0).batches(NUMBERS))

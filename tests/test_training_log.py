@@ -38,6 +38,24 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert [line["step"] for line in lines(path)] == [2, 4, 5]
 
 
+def test_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 2}\n{"step": 4, "lo')
+    TrainingLog(path, first_step=4)
+    assert path.read_text() == '{"step": 2}\n'
+
+
+def test_a_line_tells_of_every_step_since_the_last_one_across_a_resume(tmp_path):
+    log = TrainingLog(tmp_path / "log.jsonl", first_step=4, losses=[1.0, 2.0])
+    log.note(torch.tensor(6.0), learning_rate=0.1)
+    assert log.check() == [1.0, 2.0, 6.0]
+    time.sleep(0.1)
+    line = log.write(samples_per_step=8)
+    assert (line["step"], line["loss"]) == (5, 3.0)
+    assert line["images_per_second"] < 80  # of the one step that this process has taken
+    assert log.check() == []
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_broken_loss_names_its_step(tmp_path, broken):
     log = TrainingLog(tmp_path / "log.jsonl", first_step=10)

@@ -1,6 +1,8 @@
 """What the tests of training share: a base pipeline's folder, a folder of portraits, settings for a short run."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,22 @@ def write_portraits(folder: Path) -> Path:
             Image.fromarray((colour + grain).clip(0, 255).astype(np.uint8)).save(folder / name)
             rows.append({"file_name": name, "ref_img": [other for other in names if other != name]})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_shards(folder: Path, *, shards: int, pictures: int) -> Path:
+    """WebDataset: tar files of pictures, each with a caption beside it."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:04d}.tar", "w") as tar:
+            for i in range(pictures):
+                picture, file = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8), io.BytesIO()
+                Image.fromarray(picture).save(file, "png")
+                for suffix, content in (("png", file.getvalue()), ("txt", b"a portrait")):
+                    member = tarfile.TarInfo(f"{shard:04d}-{i:02d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
     return folder
 
 

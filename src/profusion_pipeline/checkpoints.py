@@ -27,7 +27,8 @@ def part_of(path: Path) -> Path:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """A folder to write into that takes the place of `path` when the block ends without error.
 
-    A process that is killed meanwhile leaves `path` as it was, and beside it a hidden rest that the next call removes.
+    An error, a full disk for one, leaves `path` as it was. So does a kill, except between the two renames at the end,
+    when there is no `path`: the next call then puts the older one back.
 
     Args:
         path: Where the folder shall be; an older one there is replaced.
@@ -43,15 +44,28 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         >>> [file.name for file in path.iterdir()]
         ['a.txt']
     """
-    part, old = part_of(path), path.with_name(f".{path.name}.old")
-    for rest in (part, old):
-        shutil.rmtree(rest, ignore_errors=True)
+    _restore(path)
+    part = part_of(path)
     part.mkdir(parents=True)
-    yield part
-    if path.exists():
-        os.replace(path, old)
-    os.replace(part, path)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        yield part
+        if path.exists():
+            os.replace(path, _old_of(path))
+        os.replace(part, path)
+    finally:
+        _restore(path)
+
+
+def _restore(path: Path) -> None:
+    old = _old_of(path)
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    for rest in (part_of(path), old):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _old_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -88,10 +102,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def delete_all_but_newest(folder: Path, keep: int) -> None:
-    """Delete the oldest checkpoints of a run.
+    """Delete the oldest checkpoints of a run, and what a kill has left of others.
 
     Args:
-        folder: The run's checkpoints.
+        folder: The run's checkpoints; none is being written.
         keep: How many stay, at least 1.
 
     Example:
@@ -99,6 +113,6 @@ def delete_all_but_newest(folder: Path, keep: int) -> None:
     """
     for path in list_checkpoints(folder)[:-keep]:
         # Renamed first, so that a kill in the midst of deleting leaves nothing that looks like a checkpoint.
-        doomed = path.with_name(f".{path.name}.old")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        os.replace(path, _old_of(path))
+    for rest in folder.glob(".step-*"):
+        shutil.rmtree(rest)

@@ -3,17 +3,19 @@
 Sample number n is the n-th sample that the whole run learns from, whatever batch, process or restart it falls into.
 Everything about it is drawn from generators keyed by (seed, n), so a run that is interrupted and resumed, split into
 accumulation steps or spread over processes sees the same samples. `picture_batches.py` turns the choices into tensors.
+Only of a stream (`picture_stream.py`), which can't be read at any place, each process takes the pictures of its share.
 """
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 METADATA_FILE = "metadata.jsonl"
@@ -121,8 +123,22 @@ def _read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
     return rows
 
 
+class Sample(NamedTuple):
+    """The pictures of a sample, not opened yet.
+
+    Args:
+        target: Opens the picture to learn.
+        reference: Opens the reference photo; None if the target is its own reference.
+        flip: Whether both are mirrored.
+    """
+
+    target: Callable[[], Image.Image]
+    reference: Callable[[], Image.Image] | None
+    flip: bool
+
+
 class SampleChoice(NamedTuple):
-    """Which pictures a sample is made of.
+    """Which pictures of a folder a sample is made of.
 
     Args:
         target: The picture to learn, an index into `PictureFolder.files`.

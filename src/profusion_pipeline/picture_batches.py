@@ -1,27 +1,28 @@
-"""Picture files -> batches of what PromptNet and UNet read: posterior of the latents, and vision states.
+"""Pictures -> batches of what PromptNet and UNet read: posterior of the latents, and vision states.
 
-Two sources give the same batches: [`CachedPictures`] encodes every picture once and keeps the result in memory,
-[`StreamedPictures`] reads and encodes pictures as they are needed.
+Two sources give the same batches: [`CachedPictures`] encodes every picture of a folder once and keeps the result in
+memory, [`UncachedPictures`] opens and encodes pictures, of a folder or a stream, as they are needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from .data import PictureFolder, choose_sample
+from .data import PictureFolder, Sample, choose_sample
 from .reference_images import load_reference_image
 
 
 class Preprocessing:
-    """From a file to what VAE and vision tower read, as the pipeline prepares a reference.
+    """From a picture to what VAE and vision tower read, as the pipeline prepares a reference.
 
     Args:
         resolution: Side to which pictures are scaled and centre-cropped for the VAE.
@@ -29,28 +30,26 @@ class Preprocessing:
 
     Example:
         >>> from transformers import CLIPImageProcessor
-        >>> read = Preprocessing(64, CLIPImageProcessor())
-        >>> pixels, vision_pixels = read(Path("me.png"))  # doctest: +SKIP
+        >>> prepare = Preprocessing(64, CLIPImageProcessor())
+        >>> pixels, vision_pixels = prepare(Image.new("RGB", (100, 80)))
+        >>> pixels.shape
+        torch.Size([3, 64, 64])
     """
 
     def __init__(self, resolution: int, feature_extractor: CLIPImageProcessor):
         self.resolution, self.feature_extractor = resolution, feature_extractor
         self.image_processor = VaeImageProcessor()
 
-    def __call__(self, file: Path, *, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read one picture.
+    def __call__(self, picture: Image.Image, *, flip: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prepare one picture.
 
         Args:
-            file: The picture.
+            picture: Of mode "RGB".
             flip: Whether to mirror it.
 
         Returns:
             Pixels in -1..1 `[3, H, W]` for the VAE, and the vision tower's `[3, H', W']`.
-
-        Raises:
-            ValueError: The file is not a whole picture.
         """
-        picture = load_reference_image(file, name=str(file))
         picture = ImageOps.mirror(picture) if flip else picture
         pixels = self.image_processor.preprocess(picture, self.resolution, self.resolution, resize_mode="crop")
         vision_pixels = self.feature_extractor(picture, return_tensors="pt").pixel_values
@@ -121,8 +120,8 @@ class CachedPictures:
 
     Args:
         pictures: The data set.
-        preprocessing: How to read a file.
-        encoders: How to encode what was read.
+        preprocessing: How to prepare a picture.
+        encoders: How to encode what was prepared.
         seed: Of the run.
         batch_size: Pictures encoded at once.
         num_workers: Processes that read pictures meanwhile.
@@ -186,34 +185,64 @@ class CachedPictures:
             )
 
 
-class StreamedPictures:
-    """The pictures of a folder, read and encoded when they are needed.
+def folder_samples(
+    numbers: Iterable[Sequence[int]], pictures: PictureFolder, *, seed: int, horizontal_flip: bool = False
+) -> Iterator[list[Sample]]:
+    """The samples of a folder of pictures, by their numbers.
 
     Args:
+        numbers: Sample numbers of each batch.
         pictures: The data set.
-        preprocessing: How to read a file.
-        encoders: How to encode what was read.
         seed: Of the run.
         horizontal_flip: Mirror every second sample, at random.
-        num_workers: Processes that read ahead.
+
+    Yields:
+        One batch for each.
 
     Example:
-        >>> source = StreamedPictures(pictures, preprocessing, encoders, seed=0, num_workers=4)  # doctest: +SKIP
+        >>> pictures = PictureFolder((Path("a.png"), Path("b.png")), (0, 1), ((0,), (1,)))
+        >>> [len(batch) for batch in folder_samples([range(0, 8), range(8, 10)], pictures, seed=0)]
+        [8, 2]
+    """
+    for batch in numbers:
+        choices = [choose_sample(number, pictures, seed=seed, horizontal_flip=horizontal_flip) for number in batch]
+        yield [
+            Sample(
+                target=partial(_open_file, pictures.files[choice.target]),
+                reference=partial(_open_file, pictures.files[choice.reference])
+                if choice.reference != choice.target
+                else None,
+                flip=choice.flip,
+            )
+            for choice in choices
+        ]
+
+
+class UncachedPictures:
+    """Pictures opened and encoded when they are needed.
+
+    Args:
+        samples: Sample numbers of batches -> samples in batches; [`folder_samples`] or `PictureStream.samples`.
+        preprocessing: How to prepare a picture.
+        encoders: How to encode what was prepared.
+        num_workers: Processes that open pictures ahead.
+
+    Example:
+        >>> samples = partial(folder_samples, pictures=pictures, seed=0)  # doctest: +SKIP
+        >>> source = UncachedPictures(samples, preprocessing, encoders, num_workers=4)  # doctest: +SKIP
         >>> batch = next(source.batches([range(0, 8)]))  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        pictures: PictureFolder,
+        samples: Callable[[Iterable[Sequence[int]]], Iterator[list[Sample]]],
         preprocessing: Preprocessing,
         encoders: Encoders,
         *,
-        seed: int,
-        horizontal_flip: bool = False,
         num_workers: int = 0,
     ):
-        self.encoders, self.num_workers = encoders, num_workers
-        self.samples = _Samples(pictures, preprocessing, seed, horizontal_flip)
+        self.samples, self.encoders, self.num_workers = samples, encoders, num_workers
+        self.prepared = _PreparedSamples(preprocessing)
 
     def batches(self, numbers: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """Batches of samples, on the encoders' device.
@@ -224,12 +253,17 @@ class StreamedPictures:
         Yields:
             One batch for each.
         """
+        # The samples themselves take the place of indices: chosen here, one after another, and opened by the workers.
         for pixels, reference_pixels, vision_pixels in DataLoader(
-            self.samples, batch_sampler=numbers, num_workers=self.num_workers
+            self.prepared, batch_sampler=self.samples(numbers), num_workers=self.num_workers
         ):
             mean, std = self.encoders.posterior(pixels)
             reference_latents, _ = self.encoders.posterior(reference_pixels)
             yield Batch(mean, std, reference_latents, self.encoders.image_states(vision_pixels))
+
+
+def _open_file(file: Path) -> Image.Image:
+    return load_reference_image(file, name=str(file))
 
 
 class _Files(Dataset):
@@ -240,18 +274,15 @@ class _Files(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.preprocessing(self.files[index])
+        return self.preprocessing(_open_file(self.files[index]))
 
 
-class _Samples(Dataset):
-    def __init__(self, pictures: PictureFolder, preprocessing: Preprocessing, seed: int, horizontal_flip: bool):
-        self.pictures, self.preprocessing = pictures, preprocessing
-        self.seed, self.horizontal_flip = seed, horizontal_flip
+class _PreparedSamples(Dataset):
+    def __init__(self, preprocessing: Preprocessing):
+        self.preprocessing = preprocessing
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        choice = choose_sample(number, self.pictures, seed=self.seed, horizontal_flip=self.horizontal_flip)
-        files = self.pictures.files
-        pixels, vision_pixels = self.preprocessing(files[choice.target], flip=choice.flip)
-        if choice.reference == choice.target:
+    def __getitem__(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pixels, vision_pixels = self.preprocessing(sample.target(), flip=sample.flip)
+        if sample.reference is None:
             return pixels, pixels, vision_pixels
-        return pixels, *self.preprocessing(files[choice.reference], flip=choice.flip)
+        return pixels, *self.preprocessing(sample.reference(), flip=sample.flip)

@@ -5,6 +5,7 @@ pictures and signals. The objective is in `losses.py`; what sample number n is, 
 """
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -177,14 +178,16 @@ def train_promptnet(config: TrainingConfig) -> Path:
         log_with="tensorboard" if is_tensorboard_available() else None,
         project_dir=output,
     )
+    _refuse_missing_processes(accelerator)
     run = TrainingRun(config, accelerator)
-    if list_checkpoints(checkpoints):
-        run.load_checkpoint(list_checkpoints(checkpoints)[-1])
+    whole = list_checkpoints(checkpoints)
+    untold_losses = run.load_checkpoint(whole[-1]) if whole else []
     output.mkdir(parents=True, exist_ok=True)
-    accelerator.init_trackers("tensorboard")
+    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": run.step + 1}})
     log = TrainingLog(
         output / "log.jsonl" if accelerator.is_main_process else None,
         first_step=run.step,
+        losses=untold_losses,
         average=lambda losses: accelerator.reduce(losses, reduction="mean"),
     )
     bar = tqdm(desc="training", total=config.max_steps, initial=run.step, disable=not accelerator.is_main_process)
@@ -202,8 +205,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_second=line["images_per_second"])
             with log.time_out():
                 if config.checkpoint_every and (is_last or run.step % config.checkpoint_every == 0):
-                    log.check()
-                    run.save_checkpoint(checkpoints)
+                    run.save_checkpoint(checkpoints, log.check())
                 if config.validation_every and run.step % config.validation_every == 0 and not stopping:
                     _show_validation(run, photos, output / "validation")
             if stopping:
@@ -213,6 +215,17 @@ def train_promptnet(config: TrainingConfig) -> Path:
     run.save_promptnet(promptnet_folder)
     accelerator.end_training()
     return promptnet_folder
+
+
+def _refuse_missing_processes(accelerator: Accelerator) -> None:
+    # `accelerate launch --cpu --num_processes 2` leaves starting the processes to mpirun; without it, it starts one and
+    # tells it where the others would be, but not how many.
+    asked_for_more = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if accelerator.num_processes == 1 and asked_for_more and os.environ.get("ACCELERATE_USE_CPU") == "True":
+        raise ValueError(
+            "`accelerate launch --cpu` must start all processes, it has started one and leaves the others to mpirun: "
+            "`torchrun --no-python --nproc-per-node 2 profusion train ...` starts two."
+        )
 
 
 def _agree_to_stop(stop: StopSignal, run: TrainingRun) -> bool:

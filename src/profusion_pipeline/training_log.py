@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,8 @@ class TrainingLog:
     Args:
         path: The file of JSON lines; None (in all processes but the main one) writes none.
         first_step: Steps done before; lines of later steps, written by a run that was killed after its last
-            checkpoint, are dropped from the file.
+            checkpoint, are dropped from the file, and so is the torn line that a full disk leaves.
+        losses: Of the last of these steps, those that no line tells of yet.
         average: Mean of a tensor over all processes.
 
     Example:
@@ -36,16 +37,17 @@ class TrainingLog:
         path: Path | None,
         *,
         first_step: int,
+        losses: Sequence[float] = (),
         average: Callable[[torch.Tensor], torch.Tensor] = lambda losses: losses,
     ):
         self.path, self.step, self.average = path, first_step, average
-        self.losses: list[torch.Tensor] = []
+        self.earlier_losses, self.losses = list(losses), []
         self.learning_rate = 0.0
         self.start = time.perf_counter()
         if path and path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step]
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             part = path.with_name(f".{path.name}.part")
-            part.write_text("".join(f"{line}\n" for line in lines))
+            part.write_text("".join(line for line in whole if json.loads(line)["step"] <= first_step))
             os.replace(part, path)
 
     def note(self, loss: torch.Tensor, learning_rate: float) -> None:
@@ -63,7 +65,7 @@ class TrainingLog:
         """Look at the losses since the last line.
 
         Returns:
-            Their means over all processes.
+            Their means over all processes, to be kept in a checkpoint.
 
         Raises:
             FloatingPointError: One of them is not a number; the sentence names its step.
@@ -75,7 +77,7 @@ class TrainingLog:
                     f"The loss of step {i} must be finite, got {loss}; nothing was saved since. A lower "
                     "learning_rate, or mixed_precision='bf16' instead of 'fp16', usually helps."
                 )
-        return losses
+        return self.earlier_losses + losses
 
     def write(self, *, samples_per_step: int) -> dict[str, float]:
         """Append a line about the steps since the last one: their mean loss and pictures per second.
@@ -95,11 +97,12 @@ class TrainingLog:
             "step": self.step,
             "loss": math.fsum(losses) / len(losses),
             "learning_rate": self.learning_rate,
-            "images_per_second": round(len(losses) * samples_per_step / seconds, 2),
+            "images_per_second": round(len(self.losses) * samples_per_step / seconds, 2),
         }
         if self.path:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        self.earlier_losses.clear()
         self.losses.clear()
         self.start += seconds
         return line

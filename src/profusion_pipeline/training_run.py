@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from tqdm.auto import tqdm
 
 from .checkpoints import checkpoint_path, delete_all_but_newest, part_of, replaced_folder
 from .config import TrainingConfig
-from .data import PictureFolder, read_picture_folder
-from .picture_batches import CachedPictures, Encoders, Preprocessing, StreamedPictures
+from .data import read_picture_folder
+from .picture_batches import CachedPictures, Encoders, Preprocessing, UncachedPictures, folder_samples
+from .picture_stream import PictureStream, open_picture_stream
 from .subject_prompt import tokenize_subject_prompts
 from .training_components import load_training_components
 
@@ -48,8 +50,19 @@ class TrainingRun:
 
     def __init__(self, config: TrainingConfig, accelerator: "Accelerator"):
         self.config, self.accelerator, self.step = config, accelerator, 0
-        pictures = read_picture_folder(config.data, reference=config.reference)
-        self.num_targets = len(pictures.targets)
+        self.pictures = self.stream = None
+        if config.streaming:
+            dataset = open_picture_stream(
+                config.data, process=accelerator.process_index, num_processes=accelerator.num_processes
+            )
+            self.stream = PictureStream(
+                dataset,
+                seed=config.seed,
+                shuffle_buffer=config.shuffle_buffer,
+                horizontal_flip=config.horizontal_flip,
+            )
+        else:
+            self.pictures = read_picture_folder(config.data, reference=config.reference)
         self.components = components = load_training_components(config)
         side = components.latent_side(config.resolution)
         self.latent_shape = (components.unet.config.in_channels, side, side)
@@ -68,7 +81,7 @@ class TrainingRun:
             prediction_type=components.noise_schedule.config.prediction_type,
             snr_gamma=config.snr_gamma,
         )
-        self.source = self._open_pictures(pictures)
+        self.source = self._open_pictures()
 
         for model in (components.unet, components.text_encoder):
             CAST_FROZEN[config.mixed_precision](model.to(accelerator.device))
@@ -96,29 +109,29 @@ class TrainingRun:
         if config.ema_decay:
             self.ema = EMAModel(self.promptnet.parameters(), decay=config.ema_decay, foreach=True)
 
-    def _open_pictures(self, pictures: PictureFolder) -> CachedPictures | StreamedPictures:
+    def _open_pictures(self) -> CachedPictures | UncachedPictures:
         config, components, device = self.config, self.components, self.accelerator.device
         preprocessing = Preprocessing(self.resolution, components.feature_extractor)
         encoders = Encoders(components.vae.to(device), components.image_encoder.to(device))
         if not config.cache_latents:
-            return StreamedPictures(
-                pictures,
-                preprocessing,
-                encoders,
-                seed=config.seed,
-                horizontal_flip=config.horizontal_flip,
-                num_workers=config.num_workers,
+            samples = (
+                self.stream.samples
+                if self.stream
+                else partial(
+                    folder_samples, pictures=self.pictures, seed=config.seed, horizontal_flip=config.horizontal_flip
+                )
             )
+            return UncachedPictures(samples, preprocessing, encoders, num_workers=config.num_workers)
         hidden = not self.accelerator.is_local_main_process
         source = CachedPictures(
-            pictures,
+            self.pictures,
             preprocessing,
             encoders,
             seed=config.seed,
             num_workers=config.num_workers,
             progress=lambda loader: tqdm(loader, desc="encoding pictures", disable=hidden),
         )
-        logger.info("%d pictures encoded, %.2f GB in memory", len(pictures.files), source.num_bytes / 1e9)
+        logger.info("%d pictures encoded, %.2f GB in memory", len(self.pictures.files), source.num_bytes / 1e9)
         components.vae.to("cpu")
         components.image_encoder.to("cpu")
         return source
@@ -151,41 +164,56 @@ class TrainingRun:
 
         Args:
             path: Its folder; an older one there is replaced.
+
+        Raises:
+            FloatingPointError: A weight is not finite; nothing is written.
         """
+        self._refuse_broken_weights()
         if self.accelerator.is_main_process:
             with self.averaged_promptnet() as promptnet, replaced_folder(path) as folder:
                 promptnet.save_pretrained(folder)
 
-    def save_checkpoint(self, folder: Path) -> Path:
+    def save_checkpoint(self, folder: Path, losses: Sequence[float] = ()) -> Path:
         """Write all that [`load_checkpoint`] needs to go on exactly, whole or not at all, and delete old ones.
 
         Args:
             folder: The run's checkpoints; the newest `keep_checkpoints` stay.
+            losses: Of the last steps, those that the log has no line about yet.
 
         Returns:
             The checkpoint's folder.
+
+        Raises:
+            FloatingPointError: A weight is not finite; nothing is written.
         """
+        self._refuse_broken_weights()
         path, accelerator = checkpoint_path(folder, self.step), self.accelerator
         accelerator.wait_for_everyone()
         place = replaced_folder(path) if accelerator.is_main_process else contextlib.nullcontext(part_of(path))
         with place as part:
             accelerator.wait_for_everyone()
             accelerator.save_state(str(part))
+            if self.stream:
+                taken = self.step * self.config.gradient_accumulation_steps * self.config.batch_size
+                (part / self._stream_file).write_text(json.dumps(self.stream.place(taken)))
             if accelerator.is_main_process:
                 if self.ema:
                     save_file(dict(zip(self._names(), self.ema.shadow_params, strict=True)), part / EMA_FILE)
-                state = dict(step=self.step, **self._fixed())
+                state = dict(step=self.step, losses=list(losses), **self._fixed())
                 (part / STATE_FILE).write_text(json.dumps(state, indent=2))
             accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             delete_all_but_newest(folder, self.config.keep_checkpoints)
         return path
 
-    def load_checkpoint(self, path: Path) -> None:
+    def load_checkpoint(self, path: Path) -> list[float]:
         """Go on from a checkpoint: weights, moving average, optimiser and step are those of the run that wrote it.
 
         Args:
             path: The checkpoint's folder.
+
+        Returns:
+            The losses that it was saved with.
 
         Raises:
             ValueError: The run that wrote it had other settings or data, so that going on would be another training.
@@ -198,10 +226,25 @@ class TrainingRun:
                 )
         self.accelerator.load_state(str(path))
         self.step = state["step"]
+        if self.stream:
+            self.stream.go_to(json.loads((path / self._stream_file).read_text()))
         if self.ema:
             shadow = load_file(path / EMA_FILE)
             shadow = [shadow[name].to(self.accelerator.device) for name in self._names()]
             self.ema.load_state_dict({"shadow_params": shadow, "optimization_step": self.step})
+        return state["losses"]
+
+    def _refuse_broken_weights(self) -> None:
+        # A loss tells of the weights before its step: what the last gradient did to them shows only here.
+        if not torch.stack([parameter.isfinite().all() for parameter in self.promptnet.parameters()]).all():
+            raise FloatingPointError(
+                f"The weights after step {self.step} must be finite, some are not; they were not saved. A lower "
+                "learning_rate usually helps."
+            )
+
+    @property
+    def _stream_file(self) -> str:
+        return f"stream_{self.accelerator.process_index}.json"
 
     def _names(self) -> list[str]:
         return [name for name, _ in self.accelerator.unwrap_model(self.promptnet).named_parameters()]
@@ -212,5 +255,10 @@ class TrainingRun:
         return dict(
             **{name: getattr(self.config, name) for name in fields},
             samples_per_step=self.samples_per_step,
-            num_targets=self.num_targets,
+            **self._fixed_of_data(),
         )
+
+    def _fixed_of_data(self) -> dict[str, int]:
+        if self.stream:  # its processes have shares of their own
+            return dict(num_processes=self.accelerator.num_processes, num_shards=self.stream.dataset.num_shards)
+        return dict(num_targets=len(self.pictures.targets))
