@@ -14,19 +14,27 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .augmentation import inpainter as inpainter
+    from .config import CustomizeConfig as CustomizeConfig
     from .config import TrainingConfig as TrainingConfig
     from .convert import convert_checkpoint as convert_checkpoint
+    from .customize import customizing as customizing
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
     from .modeling_promptnet import PromptNet as PromptNet
     from .pipeline_profusion import ProFusionPipeline as ProFusionPipeline
+    from .profusion_concept import Concept as Concept
     from .subject_embedding import SubjectEmbedding as SubjectEmbedding
 
 _HOME = {
     "ProFusionPipeline": "pipeline_profusion",
     "SubjectEmbedding": "subject_embedding",
+    "Concept": "profusion_concept",
     "PromptNet": "modeling_promptnet",
     "TrainingConfig": "config",
+    "CustomizeConfig": "config",
+    "customizing": "customize",
+    "inpainter": "augmentation",
     "convert_checkpoint": "convert",
     "demo_portraits": "demo",
     "load_demo_pipeline": "demo",

@@ -41,7 +41,9 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from .fusion_sampling import fusion_step, guide, noise_share, predict_noise, renew_noise
 from .modeling_promptnet import PromptNet
 from .noise_levels import NoiseLevel, follow_fusion, fusion_levels
+from .profusion_adapters import ConceptLoaderMixin
 from .profusion_batch import list_class_prompts, list_per_prompt, list_prompts, list_subjects, list_texts, list_weights
+from .profusion_concept import Concept
 from .profusion_inputs import (
     check_choice,
     check_components_fit,
@@ -84,6 +86,7 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 class ProFusionPipeline(
+    ConceptLoaderMixin,
     RunningCallMixin,
     RepositoryMixin,
     DiffusionPipeline,
@@ -126,6 +129,7 @@ class ProFusionPipeline(
     model_cpu_offload_seq = "image_encoder->unet->vae"
     _method_file = Path(__file__)
     _promptnet_class = PromptNet
+    _concept_class = Concept
     _optional_components = ["image_encoder", "feature_extractor", "safety_checker"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -206,6 +210,8 @@ class ProFusionPipeline(
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        concept: str | list[str] | None = None,
+        base_guidance: bool = False,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> StableDiffusionPipelineOutput | tuple:
@@ -223,7 +229,7 @@ class ProFusionPipeline(
             image: A picture of the subject: a PIL image, array, tensor or path. A list of references of it, for one
                 prompt; for a list of prompts one entry for each of them, which may be a list of references.
             subject: In place of `image`, what `encode_subject` returned; one for all prompts, or a list with one each.
-            class_noun: What the subject is; it takes the place of S* in the class prompt.
+            class_noun: What the subject is; it takes the place of S* in the class prompt. A concept brings its own.
             class_prompt: The whole class prompt; `class_noun` isn't used then.
             negative_prompt: What not to show, the text of ε_∅. Empty if None.
             image_weights: The weight of each reference, nested as `image`. Equal with a sum of 1 if None. In the
@@ -252,6 +258,9 @@ class ProFusionPipeline(
             return_dict: Whether to return an output object or a tuple.
             cross_attention_kwargs: What the UNet's attention processors take; "scale" weighs the LoRA of UNet and text
                 encoder, on top of `set_adapters`.
+            concept: In place of `image`, the name of a loaded concept, or a list with one for each prompt. If None, and
+                neither `image` nor `subject` is given, the one that is loaded.
+            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}.
             callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
                 dictionary `tensors`, in which it may have replaced what is there. It may also set the scales of
                 [`RunningCallMixin`] for the steps that follow.
@@ -296,6 +305,11 @@ class ProFusionPipeline(
         starts_from_image = strength < 1 and latents is None
         may_change = callback_on_step_end is not None  # then what has no weight at first may get one
         check_not_both("image", image, "subject", subject)
+        has_subject = image is not None or subject is not None
+        names = self._choose_concepts(concept, len(prompts), has_subject=has_subject, base_guidance=base_guidance)
+        if names:
+            subject = [self.concepts[name].concept for name in names]
+            class_noun = [one.class_noun for one in subject]
         if image is None and subject is None and (uses_subject or starts_from_image):
             raise ValueError("`image` and `subject` are both None: give one of them, for S* to stand for somebody.")
         images = [] if image is None else self._read_images(prompt, image, image_weights)
@@ -317,7 +331,8 @@ class ProFusionPipeline(
         self._guidance_scale, self._class_guidance_scale = guidance_scale, class_guidance_scale
         self._fusion_guidance_scale = fusion_guidance_scale
         self._cross_attention_kwargs, self._lora_scale = cross_attention_kwargs, lora_scale
-        self._interrupt = False
+        self._concept_of_picture = [name for name in names for _ in range(num_images_per_prompt)]
+        self._base_guidance, self._interrupt = base_guidance, False
 
         # 2. Read the prompts
         if self.config.placeholder_alias is not None:
@@ -433,20 +448,22 @@ class ProFusionPipeline(
         text_states = rows.text_states
         if rows.has_subject:
             at_reference = latents[references.owner]  # [K, C, h, w]
-            words = self.promptnet(
-                references.latents, t, references.image_states, at_reference
-            ).prompt_embeds  # [K, L, D]
+            with self._concept_rows(self.promptnet, "promptnet", references.owner, num_shared=0):
+                words = self.promptnet(  # [K, L, D]
+                    references.latents, t, references.image_states, at_reference, return_dict=False
+                )[0]
             with scaled_lora(self.text_encoder, self._lora_scale):
                 states = encode_subject_prompts(self.text_encoder, references.input_ids, references.positions, words)
             states = scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)  # [K, T, D]
             text_states = torch.cat([text_states, states])  # [rows, T, D]
-        output = self.unet(
-            latents[rows.owner],
-            t,
-            encoder_hidden_states=text_states,
-            cross_attention_kwargs=self.cross_attention_kwargs,
-            return_dict=False,
-        )[0]  # [rows, C, h, w]
+        with self._concept_rows(self.unet, "unet", rows.owner, num_shared=len(rows.text_states)):
+            output = self.unet(
+                latents[rows.owner],
+                t,
+                encoder_hidden_states=text_states,
+                cross_attention_kwargs=self.cross_attention_kwargs,
+                return_dict=False,
+            )[0]  # [rows, C, h, w]
         # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
         null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
         return guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])

@@ -1,0 +1,121 @@
+"""The weights that learn while customising: put in, taken out again, and the optimiser that moves them."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from .config import CustomizeConfig
+from .profusion_adapters import base_weights, keep_active, remove_adapter
+
+LEARNING = "customizing"  # the adapter's name while it learns
+PROJECTIONS = ("to_q", "to_k", "to_v")
+
+
+class LearningWeights(NamedTuple):
+    """What [`learning_weights`] yields.
+
+    Args:
+        weights: What learns, in float32, by the name it has in a [`Concept`].
+        before: The tensors that it began with, in full mode.
+    """
+
+    weights: dict[str, nn.Parameter]
+    before: dict[str, torch.Tensor]
+
+
+@contextmanager
+def learning_weights(pipe: DiffusionPipeline, config: CustomizeConfig) -> Iterator[LearningWeights]:
+    """Only what `config.mode` says learns, in float32; when the block ends, every weight is the tensor of before.
+
+    Args:
+        pipe: Whose UNet and PromptNet learn.
+        config: `mode`, `rank` and `seed` are read.
+
+    Yields:
+        The weights that learn.
+
+    Raises:
+        ImportError: PEFT isn't installed, in lora mode.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> with learning_weights(load_demo_pipeline(), CustomizeConfig(mode="full")) as learning:
+        ...     len([name for name in learning.weights if name.startswith("unet.")])
+        30
+    """
+    models = {"unet": pipe.unet, "promptnet": pipe.promptnet}
+    with ExitStack() as undo:
+        for model in (*models.values(), pipe.text_encoder):
+            for parameter in model.parameters():
+                undo.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(False)
+        if config.mode == "lora":
+            weights = _add_adapters(models, config, undo)
+        else:
+            weights = {
+                f"{component}.{name}": weight
+                for component, model in models.items()
+                for name, weight in base_weights(model).items()
+                if component == "promptnet" or name.split(".")[-2] in PROJECTIONS
+            }
+        before = {}
+        for name, weight in weights.items():
+            undo.callback(setattr, weight, "data", weight.data)
+            undo.callback(setattr, weight, "grad", None)
+            if config.mode == "full":
+                before[name] = weight.data
+            weight.data = weight.data.to(torch.float32, copy=True)
+            weight.requires_grad_(True)
+        yield LearningWeights(weights, before)
+
+
+def _add_adapters(models: dict[str, nn.Module], config: CustomizeConfig, undo: ExitStack) -> dict[str, nn.Parameter]:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError(
+            'Customising in lora mode needs PEFT: `pip install "profusion_pipeline[train]"` brings it, or choose '
+            "`mode='full'`."
+        ) from error
+    weights = {}
+    for component, model in models.items():
+        undo.enter_context(keep_active(model))
+        undo.callback(remove_adapter, model, LEARNING)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            targets = list(PROJECTIONS)
+            model.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets), LEARNING)
+        for name, weight in model.named_parameters():
+            if f".{LEARNING}." in name:
+                weights[f"{component}.{name.replace(f'.{LEARNING}.', '.')}"] = weight
+    return weights
+
+
+def make_optimizer(config: CustomizeConfig, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, in 32 or 8 bits.
+
+    Args:
+        config: `optimizer`, learning rate and `weight_decay` are read.
+        weights: What it moves.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ImportError: bitsandbytes isn't installed, for the 8 bits.
+
+    Example:
+        >>> type(make_optimizer(CustomizeConfig(), [nn.Parameter(torch.zeros(1))])).__name__
+        'AdamW'
+    """
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=config.rate, weight_decay=config.weight_decay)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError("`optimizer` 'adamw8bit' needs bitsandbytes: `pip install bitsandbytes`.") from error
+    return AdamW8bit(weights, lr=config.rate, weight_decay=config.weight_decay)

@@ -1,0 +1,423 @@
+"""Concepts on a pipeline: loaded by name, told apart row by row, and gone without a trace when unloaded.
+
+In lora mode a concept is an adapter of PEFT on UNet and PromptNet. It is never active by itself: a call says for every
+row of a batch whose adapter computes it ("__base__" for none), so that several concepts share a batch, and so that the
+rows of ∅ and C can be left to the untouched base. In full mode the changed weights stand in for the base's while a
+call runs.
+"""
+
+import hashlib
+import importlib
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.utils import is_peft_available
+from torch import nn
+
+BASE = "__base__"  # PEFT's name for "no adapter"
+SAMPLED = 2**16  # entries of a weight that count for the hash, at most
+
+
+class LoadedConcept(NamedTuple):
+    """A concept that a pipeline holds.
+
+    Args:
+        concept: The Concept.
+        scale: By which its changes are multiplied.
+    """
+
+    concept: Any
+    scale: float
+
+
+def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a model by the names they have without adapters.
+
+    Args:
+        model: With or without adapters of PEFT.
+
+    Returns:
+        Name -> parameter, without those of adapters.
+
+    Example:
+        >>> list(base_weights(nn.Linear(2, 2)))
+        ['weight', 'bias']
+    """
+    return {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }
+
+
+def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module) -> str:
+    """A hash of the weights that a concept depends on, the same for copies in float32, float16 and bfloat16.
+
+    It is taken over the signs of the weights, which no rounding changes; of large tensors 65,536 evenly spread entries
+    count. The table of token embeddings is left out, because textual inversion adds rows to it.
+
+    Args:
+        unet: Of the pipeline.
+        text_encoder: Of the pipeline.
+        promptnet: Of the pipeline.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: The weights are not in memory, as under sequential off-loading.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> pipe = load_demo_pipeline()
+        >>> len(base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet))
+        64
+    """
+    digest = hashlib.sha256()
+    for model in (unet, text_encoder, promptnet):
+        # transformers 4 nests what 5 doesn't
+        weights = {name.removeprefix("text_model."): weight for name, weight in base_weights(model).items()}
+        for name in sorted(name for name in weights if not name.endswith("token_embedding.weight")):
+            weight = weights[name].detach()
+            if weight.is_meta:
+                raise ValueError(
+                    f"The weights of {type(model).__name__} are not in memory: load, unload and make concepts before "
+                    "`enable_sequential_cpu_offload`."
+                )
+            signs = weight.flatten()[:: math.ceil(weight.numel() / SAMPLED)].signbit()
+            digest.update(f"{tuple(weight.shape)}".encode() + np.packbits(signs.cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """The adapters of a model that compute every row of a batch.
+
+    Args:
+        model: Of diffusers.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> active_adapters(load_demo_pipeline().unet)
+        []
+    """
+    return list(model.active_adapters()) if getattr(model, "peft_config", None) else []
+
+
+@contextmanager
+def keep_active(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to adapters in the block, those that were active before are active afterwards.
+
+    Args:
+        model: Of diffusers.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with keep_active(pipe.unet):  # doctest: +SKIP
+        ...     pipe.unet.add_adapter(config, "trial")
+    """
+    before = active_adapters(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what we want
+            yield
+    finally:
+        if getattr(model, "peft_config", None):
+            model.set_adapter(before)
+
+
+def remove_adapter(model: nn.Module, name: str) -> None:
+    """Take one adapter out; with the last one the model's layers are again the ones of before.
+
+    Args:
+        model: Of diffusers.
+        name: Of the adapter.
+
+    Example:
+        >>> remove_adapter(pipe.unet, "trial")  # doctest: +SKIP
+    """
+    if name in active_adapters(model):
+        model.set_adapter([other for other in active_adapters(model) if other != name])
+    model.delete_adapters(name)
+    if not getattr(model, "peft_config", None):
+        model.unload_lora()
+
+
+@contextmanager
+def adapters_of_rows(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """In the block, row i of every batch is computed with the adapter `names[i]`.
+
+    Args:
+        model: With adapters of PEFT.
+        names: One for each row; "__base__" for none.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with adapters_of_rows(pipe.unet, ["__base__", "concept_ada"]):  # doctest: +SKIP
+        ...     output = pipe.unet(latents, t, states)
+    """
+
+    def tell(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, kwargs | {"adapter_names": names}
+
+    layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    hooks = [layer.register_forward_pre_hook(tell, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def changed_weights(model: nn.Module, changes: dict[str, torch.Tensor], scale: float) -> Iterator[None]:
+    """W + scale ΔW in place of W while the block runs; afterwards the very tensors of before.
+
+    Args:
+        model: Whose weights they are.
+        changes: ΔW of each changed weight, by its name.
+        scale: By which the changes are multiplied.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> with torch.no_grad(), changed_weights(layer, {"weight": 2 - layer.weight}, 1.0):
+        ...     layer.weight.item()
+        2.0
+    """
+    weights = base_weights(model)
+    before = {name: weights[name].data for name in changes}
+    try:
+        for name, change in changes.items():
+            weights[name].data = before[name] + scale * change.to(before[name])
+        yield
+    finally:
+        for name, data in before.items():
+            weights[name].data = data
+
+
+class ConceptLoaderMixin:
+    """A pipeline that can be customised, and that holds concepts by name.
+
+    Example:
+        >>> pipe.load_concept("my-concept")  # doctest: +SKIP
+        >>> pipe("a portrait of S*, at the beach").images[0]  # doctest: +SKIP
+        >>> pipe.unload_concept()  # doctest: +SKIP
+    """
+
+    _concept_class: type  # set by the pipeline, which may import it
+
+    @property
+    def concepts(self) -> dict[str, LoadedConcept]:
+        """The loaded concepts by name."""
+        return vars(self).setdefault("_concepts", {})
+
+    def customize(self, photo: Any, config: Any = None, **options: Any) -> Any:
+        """Make S* exact for one subject, from one photo; see `profusion_pipeline.customize.customize`.
+
+        The pipeline itself is left as it was: `load_concept` puts what was learnt to use.
+
+        Args:
+            photo: A PIL image, array, tensor or path.
+            config: A `CustomizeConfig`; its defaults if None.
+            **options: Fields of `CustomizeConfig` (`class_noun="person"`, `steps=100`, ...), which go before those of
+                `config`, and `mask` and `paint` as there.
+
+        Returns:
+            A [`Concept`].
+
+        Raises:
+            ImportError: The package `profusion_pipeline` isn't installed, as it need not be where the pipeline was
+                loaded as remote code.
+
+        Example:
+            >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+            >>> pipe = load_demo_pipeline()
+            >>> pipe.set_progress_bar_config(disable=True)
+            >>> concept = pipe.customize(demo_portraits()[0], class_noun="a person", prompt="a portrait of S*", steps=2)
+            >>> concept.steps
+            2
+        """
+        try:  # no import statement: where only the pipeline's own files are, diffusers would ask for the package
+            home = importlib.import_module("profusion_pipeline.customize")
+        except ImportError as error:
+            raise ImportError(
+                'Customising needs more than the pipeline\'s own files: `pip install "profusion_pipeline[train]"`.'
+            ) from error
+        return home.customize(self, photo, config, **options)
+
+    def load_concept(self, concept: Any, name: str = "concept", **hub_options: Any) -> None:
+        """Take a concept in; calls may name it from now on, and need no image.
+
+        Args:
+            concept: A [`Concept`], or where one lies: a folder, a file or a Hub id.
+            name: Under which calls will know it; several concepts need several names.
+            **hub_options: As of `Concept.from_pretrained`.
+
+        Raises:
+            ImportError: PEFT isn't installed.
+            OSError: There is no concept at that place.
+            ValueError: It was made for another base model, the name is taken or has other signs than letters, digits,
+                `_` and `-`, or the pipeline is under sequential off-loading.
+
+        Example:
+            >>> pipe.load_concept("my-concept", name="ada")  # doctest: +SKIP
+        """
+        if isinstance(concept, str | Path):
+            concept = self._concept_class.from_pretrained(concept, **hub_options)
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"`name` must be made of letters, digits, `_` and `-`, got {name!r}.")
+        if name in self.concepts:
+            raise ValueError(f"`name` {name!r} is taken: unload that concept first, or choose another name.")
+        if concept.mode == "lora" and not is_peft_available():
+            raise ImportError("A concept in lora mode needs PEFT: `pip install peft`.")
+        ours = base_hash(self.unet, self.text_encoder, self.promptnet)
+        if concept.base_hash != ours:
+            raise ValueError(
+                f"The concept was made for {concept.base_model!r}, whose weights have the hash "
+                f"{concept.base_hash[:12]}..., but those of this pipeline have {ours[:12]}...: it fits its own base "
+                "only."
+            )
+        if concept.mode == "lora":
+            for component in ("unet", "promptnet"):
+                model = getattr(self, component)
+                with keep_active(model):
+                    model.load_lora_adapter(
+                        concept.changes_of(component), prefix=None, adapter_name=_adapter(name), _pipeline=self
+                    )
+        self.concepts[name] = LoadedConcept(concept, 1.0)
+
+    def set_concept_scale(self, scale: float, name: str | None = None) -> None:
+        """Say how much of what was learnt counts.
+
+        Args:
+            scale: 0 is the untouched base, to the bit; 1, the start, is the concept as it was learnt; more exaggerates.
+            name: Of the concept; all loaded ones if None.
+
+        Raises:
+            TypeError: `scale` isn't a number.
+            ValueError: `scale` is negative or not finite, or no such concept is loaded.
+
+        Example:
+            >>> pipe.set_concept_scale(0.8)  # doctest: +SKIP
+        """
+        if not isinstance(scale, Real) or isinstance(scale, bool):
+            raise TypeError(f"`scale` must be a number, not {scale!r}.")
+        if not math.isfinite(scale) or scale < 0:
+            raise ValueError(f"`scale` must be a finite number of at least 0, not {scale!r}.")
+        for one in self._named("name", name):
+            concept = self.concepts[one].concept
+            if concept.mode == "lora":
+                for layer in [*self.unet.modules(), *self.promptnet.modules()]:
+                    if _adapter(one) in getattr(layer, "lora_A", ()):
+                        layer.set_scale(_adapter(one), scale)
+            self.concepts[one] = LoadedConcept(concept, float(scale))
+
+    def unload_concept(self, name: str | None = None) -> None:
+        """Forget a concept; without any, the pipeline is the one of before, bit for bit.
+
+        Args:
+            name: Of the concept; all loaded ones if None.
+
+        Raises:
+            ValueError: No such concept is loaded.
+
+        Example:
+            >>> pipe.unload_concept("ada")  # doctest: +SKIP
+        """
+        for one in self._named("name", name):
+            if self.concepts.pop(one).concept.mode == "lora":
+                for model in (self.unet, self.promptnet):
+                    if _adapter(one) in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
+                        remove_adapter(model, _adapter(one))
+
+    def _named(self, argument: str, name: str | None) -> list[str]:
+        if name is None:
+            return list(self.concepts)
+        if name not in self.concepts:
+            loaded = ", ".join(map(repr, self.concepts)) or "none"
+            raise ValueError(f"`{argument}` must be the name of a loaded concept ({loaded}), not {name!r}.")
+        return [name]
+
+    def _choose_concepts(
+        self, concept: str | list[str] | None, num_prompts: int, has_subject: bool, base_guidance: bool
+    ) -> list[str]:
+        """The concept of each prompt, or nothing where the call says otherwise who S* is."""
+        if concept is None:
+            if has_subject or not self.concepts:
+                return []
+            if len(self.concepts) > 1:
+                raise ValueError(
+                    f"`concept` must name one of the {len(self.concepts)} loaded concepts "
+                    f"({', '.join(map(repr, self.concepts))}), or one for each prompt, got None."
+                )
+            concept = next(iter(self.concepts))
+        elif has_subject:
+            raise ValueError("`concept` holds its own subject: give it, or `image` or `subject`, not both.")
+        names = concept if isinstance(concept, list) else [concept] * num_prompts
+        if len(names) != num_prompts:
+            raise ValueError(f"`concept` has {len(names)} entries, but there are {num_prompts} prompts.")
+        for name in dict.fromkeys(names):
+            self._named("concept", name)
+            if self.concepts[name].concept.mode == "full" and (base_guidance or len(set(names)) > 1):
+                raise ValueError(
+                    f"The concept {name!r} was made in full mode, which changes the weights of the whole call: it must "
+                    "be the only one of the call, with `base_guidance=False`."
+                )
+            if self.concepts[name].concept.mode == "lora":
+                self._check_adapters(name)
+        return list(names)
+
+    def _check_adapters(self, name: str) -> None:
+        for model in (self.unet, self.promptnet):
+            if _adapter(name) not in getattr(model, "peft_config", {}):
+                raise ValueError(
+                    f"The adapters of the concept {name!r} are gone, as after `unload_lora_weights`: unload the "
+                    "concept and load it again."
+                )
+            if active_adapters(model):
+                raise ValueError(
+                    f"The concept {name!r} can't be used beside the active adapters "
+                    f"{', '.join(map(repr, active_adapters(model)))}: `pipe.unload_lora_weights()` or "
+                    "`pipe.disable_lora()` first."
+                )
+
+    @contextmanager
+    def _concept_rows(self, model: nn.Module, component: str, owner: torch.Tensor, num_shared: int) -> Iterator[None]:
+        """While the block runs, each row of a batch is computed with the concept of its picture.
+
+        The first `num_shared` rows, those of ∅ and C, are left to the base under `base_guidance`.
+        """
+        if not self._concept_of_picture:  # the call uses none
+            yield
+            return
+        of_row = [self.concepts[self._concept_of_picture[picture]] for picture in owner.tolist()]
+        if of_row[0].concept.mode == "full" and of_row[0].scale > 0:
+            with changed_weights(model, of_row[0].concept.changes_of(component), of_row[0].scale):
+                yield
+            return
+        is_base = [loaded.scale == 0 or (self._base_guidance and i < num_shared) for i, loaded in enumerate(of_row)]
+        adapters = [_adapter(self._concept_of_picture[picture]) for picture in owner.tolist()]
+        names = [BASE if base else adapter for base, adapter in zip(is_base, adapters, strict=True)]
+        with adapters_of_rows(model, names):
+            yield
+
+
+def _adapter(name: str) -> str:
+    return f"concept_{name}"
