@@ -13,9 +13,10 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from profusion_pipeline.checkpoints import list_checkpoints
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_promptnet, train_steps
-from training import assert_same_bits, short_run, start, weights, write_base, write_portraits
+from training import assert_same_bits, short_run, start, weights, write_base, write_portraits, write_shards
 
 # What a process started by a test finds on its path: this folder.
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -134,13 +135,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(folders, tmp_path, settin
             break
     resumed = train_promptnet(dataclasses.replace(config, resume=True))
 
-    assert_same_bits(weights(resumed), weights(whole))
-    ours, theirs = (tmp_path / name / "checkpoints" / "step-00000005" for name in ("run", "whole"))
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert_same_bits(load_file(ours / name), load_file(theirs / name))
-    ours, theirs = (torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in (ours, theirs))
-    for key in theirs:
-        assert_same_bits(ours[key], theirs[key])
+    assert_same_run(resumed.parent, whole.parent)
 
 
 def test_a_whole_training_leaves_promptnet_log_checkpoints_and_pictures(folders, tmp_path):
@@ -158,7 +153,7 @@ def test_a_whole_training_leaves_promptnet_log_checkpoints_and_pictures(folders,
     output = folders["output"]
     assert train_promptnet(config) == output / "promptnet"
     assert PromptNet.from_pretrained(output / "promptnet").config.region_proj_channel == 8
-    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    log = log_of(output)
     assert [line["step"] for line in log] == [2, 4, 6]
     assert all(line["loss"] > 0 and line["images_per_second"] > 0 for line in log)
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000006"]
@@ -172,7 +167,7 @@ def test_a_whole_training_leaves_promptnet_log_checkpoints_and_pictures(folders,
     train_promptnet(dataclasses.replace(config, resume=True))
     assert_same_bits(weights(output / "promptnet"), before)
     train_promptnet(dataclasses.replace(config, resume=True, max_steps=7))
-    assert [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()] == [2, 4, 6, 7]
+    assert [line["step"] for line in log_of(output)] == [2, 4, 6, 7]
 
 
 def test_validation_pictures_leave_the_training_as_it_was(folders, tmp_path):
@@ -234,6 +229,72 @@ def script(folder: Path, settings: str) -> list[str]:
     return [sys.executable, str(file)]
 
 
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Same weights to the bit, same last checkpoint, same log but for the speed."""
+    assert_same_bits(weights(ours / "promptnet"), weights(theirs / "promptnet"))
+    ours_last, theirs_last = (list_checkpoints(path / "checkpoints")[-1] for path in (ours, theirs))
+    assert ours_last.name == theirs_last.name
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert_same_bits(load_file(ours_last / name), load_file(theirs_last / name))
+    ours_state, theirs_state = (
+        torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in (ours_last, theirs_last)
+    )
+    for key in theirs_state:
+        assert_same_bits(ours_state[key], theirs_state[key])
+    assert [line | {"images_per_second": 0} for line in log_of(ours)] == [
+        line | {"images_per_second": 0} for line in log_of(theirs)
+    ]
+
+
+def log_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "kills, data",
+    [
+        (2, "stream"),
+        pytest.param(10, "folder", marks=pytest.mark.slow),
+        pytest.param(10, "stream", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kills, data, folders, tmp_path):
+    words = [
+        "train",
+        "--model",
+        folders["model"],
+        "--max-steps",
+        15 * kills,
+        "--batch-size",
+        2,
+        "--learning-rate",
+        1e-3,
+    ]
+    words += ["--ema-decay", 0.9, "--region-proj-channel", 8, "--checkpoint-every", 2, "--log-every", 3]
+    if data == "stream":
+        words += ["--data", write_shards(tmp_path / "shards", shards=3, pictures=5), "--shuffle-buffer", 4]
+        words += ["--streaming", "--no-cache-latents", "--horizontal-flip"]
+    else:
+        words += ["--data", folders["data"], "--lr-scheduler", "cosine", "--gradient-accumulation-steps", 2]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    task = dict(words=[str(word) for word in words], whole=str(whole), killed=str(killed), kills=kills, seed=kills)
+    ended = subprocess.run(
+        [sys.executable, Path(__file__).with_name("killing.py"), json.dumps(task)],
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout.splitlines()[-1])
+    print(report)
+    assert report["exit"] == 0, ended.stderr
+    assert [life["killed"] for life in report["lives"]] == [True] * kills
+    assert any(life["saving"] for life in report["lives"])  # some died while they wrote a checkpoint
+    assert report["lives"][-1]["whole"] < 15 * kills
+    assert_same_run(killed, whole)
+    assert not list(killed.rglob(".*.part"))
+
+
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_exactly(folders, inputs, tmp_path):
     command = script(tmp_path, "max_steps=100_000, checkpoint_every=1000")
@@ -265,10 +326,7 @@ def test_two_processes_learn_as_one(folders, inputs, tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     train_promptnet(short_run(**inputs, output=tmp_path / "alone", batch_size=4, max_steps=4, log_every=1))
-    ours, theirs = (
-        [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-        for path in (folders["output"], tmp_path / "alone")
-    )
+    ours, theirs = log_of(folders["output"]), log_of(tmp_path / "alone")
     assert [line["step"] for line in ours] == [1, 2, 3, 4]
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
     assert len(list((folders["output"] / "checkpoints").iterdir())) == 2
