@@ -32,7 +32,8 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
 def test_an_error_leaves_the_old_folder(tmp_path):
     path = tmp_path / "promptnet"
     write(path, "old")
-    with pytest.raises(OSError, match="disk full"), replaced_folder(path) as folder:
+    sentence = "promptnet' could not be written, what was there before is whole: disk full"
+    with pytest.raises(OSError, match=sentence), replaced_folder(path) as folder:
         (folder / "weights").write_text("half")
         raise OSError("disk full")
     assert (path / "weights").read_text() == "old"

@@ -114,6 +114,7 @@ def test_a_wrong_value_is_refused(settings, sentence):
 def test_contradictions_can_be_resolved():
     make(horizontal_flip=True, cache_latents=False)
     make(streaming=True, cache_latents=False)
+    make(push_to_hub=True, hub_model_id="me/mine")
     make(warmup_steps=5, lr_scheduler="constant_with_warmup")
     make(prompt="a photo of holder", placeholder="holder")
     make(learning_rate=1, validation_every=1, validation_prompts=("S*",), validation_images=("a.png",))

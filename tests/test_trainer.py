@@ -1,10 +1,13 @@
 import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hub_server import serve
 from profusion_pipeline.checkpoints import list_checkpoints
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_promptnet, train_steps
@@ -118,8 +123,17 @@ def test_bfloat16_follows_float32(folders):
     assert losses["bf16"] != losses["no"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"cache_latents": False, "horizontal_flip": True, "reference": "other"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"cache_latents": False, "horizontal_flip": True, "reference": "other"},
+        {"streaming": True, "cache_latents": False, "horizontal_flip": True, "shuffle_buffer": 3},
+    ],
+)
 def test_an_interrupted_run_resumes_with_the_same_bits(folders, tmp_path, settings):
+    if "streaming" in settings:
+        folders["data"] = write_shards(tmp_path / "shards", shards=2, pictures=4)
     settings = (
         dict(checkpoint_every=2, max_steps=5, lr_scheduler="cosine", gradient_accumulation_steps=2, **folders)
         | settings
@@ -131,6 +145,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(folders, tmp_path, settin
     for record in train_steps(run):
         if record.step == 2:
             run.save_checkpoint(tmp_path / "run" / "checkpoints")
+            (tmp_path / "run" / "log.jsonl").write_text((tmp_path / "whole" / "log.jsonl").read_text())
         if record.step == 3:  # learnt, but lost
             break
     resumed = train_promptnet(dataclasses.replace(config, resume=True))
@@ -207,6 +222,130 @@ def test_a_broken_loss_stops_the_training_and_saves_nothing(inputs, tmp_path):
     with pytest.raises(FloatingPointError, match="The loss of step 1 must be finite, got nan"):
         train_promptnet(config)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_weights_that_a_last_gradient_has_broken_are_not_saved(folders, checkpoint_every):
+    """The loss of the step is that of the weights before it, and finite."""
+    config = short_run(**folders, checkpoint_every=checkpoint_every, max_steps=1, learning_rate=1e39)
+    with pytest.raises(FloatingPointError, match="The weights after step 1 must be finite, some are not"):
+        train_promptnet(config)
+    assert not list(folders["output"].rglob("*.safetensors"))
+
+
+@contextmanager
+def full_disk(size: int):
+    """No file can grow beyond `size` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "checkpoints/step-00000001/model.safetensors",
+        "checkpoints/step-00000001/optimizer.bin",
+        "promptnet/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_a_full_disk_leaves_what_was_saved_before(folders, tmp_path, file):
+    run = start(short_run(**folders))
+    steps = train_steps(run)
+    next(steps)
+    path = run.save_checkpoint(tmp_path / "checkpoints")
+    run.save_promptnet(tmp_path / "promptnet")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    next(steps)
+    save = run.save_checkpoint if file.startswith("checkpoints") else run.save_promptnet
+    with full_disk(len(before[tmp_path / file]) - 1):
+        with pytest.raises(OSError, match="(step-00000002|promptnet)' could not be written, what was there before is"):
+            save(tmp_path / file.split("/")[0])
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    run.load_checkpoint(path)
+    assert run.step == 1
+
+
+def test_log_and_tensorboard_tell_of_every_step_once_after_a_resume(folders):
+    config = short_run(**folders, max_steps=4, checkpoint_every=2, log_every=1)
+    train_promptnet(config)
+    output = folders["output"]
+    shutil.rmtree(output / "checkpoints" / "step-00000004")  # as if killed before it
+    train_promptnet(dataclasses.replace(config, resume=True, max_steps=5))
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in log_of(output)] == [1, 2, 3, 4, 5]
+
+
+def test_a_launcher_that_started_one_process_of_several_is_refused(folders, monkeypatch):
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="`accelerate launch --cpu` must start all processes, it has started one"):
+        train_promptnet(short_run(**folders))
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a launcher that says how many
+    train_promptnet(short_run(**folders, max_steps=1))
+
+
+def test_a_repository_that_cannot_be_made_is_refused_before_any_work(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    config = short_run(**folders, push_to_hub=True, hub_model_id="two words/mine")
+    with pytest.raises(ValueError, match="`push_to_hub` needs a token of the Hub: `hf auth login`, or HF_TOKEN"):
+        train_promptnet(config)
+    monkeypatch.setenv("HF_TOKEN", "any")
+    with pytest.raises(ValueError, match="`hub_model_id` must name a repository .*, 'two words/mine' is not one: "):
+        train_promptnet(config)
+    assert not folders["output"].exists()
+
+
+def test_the_trained_pipeline_is_published(folders):
+    """With the real client, over HTTP, in a process that knows of no other Hub; loaded again from there."""
+    words = ["train", "--model", folders["model"], "--data", folders["data"], "--output", folders["output"]]
+    words += ["--max-steps", 2, "--batch-size", 1, "--region-proj-channel", 8, "--mixed-precision", "bf16"]
+    words += ["--push-to-hub", "--hub-model-id", "me/portraits", "--placeholder", "person", "--prompt", "a person"]
+    code = f"""
+from profusion_pipeline import ProFusionPipeline
+from profusion_pipeline.cli import main
+words = {[str(word) for word in words]!r}
+import torch, urllib.request
+def refuse(what):
+    urllib.request.urlopen(urllib.request.Request({{hub!r}} + "/-/refuse", what.encode(), method="POST")).close()
+refuse("repos/create")
+assert main(words) == 1
+refuse("commit")
+assert main(words) == 1  # trained, but not published
+refuse("")
+assert main([*words, "--resume"]) == 0
+pipe = ProFusionPipeline.from_pretrained("me/portraits")
+torch.save(pipe.promptnet.state_dict(), {str(folders["output"] / "published.pt")!r})
+torch.save(pipe.unet.state_dict(), {str(folders["output"] / "published_unet.pt")!r})
+print(pipe.config.placeholder, pipe.scheduler.config.prediction_type)
+"""
+    with serve() as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HUB_DISABLE_XET": "1"}
+        cache = {"HF_HOME": str(folders["output"].with_name("hub"))}
+        ended = subprocess.run(
+            [sys.executable, "-c", code.replace("{hub!r}", repr(hub.url))],
+            capture_output=True,
+            text=True,
+            env=ENV | settings | cache,
+        )
+        assert ended.returncode == 0, ended.stderr
+        card = hub.repositories["me/portraits"].commits[hub.repositories["me/portraits"].refs["main"]]["README.md"]
+    assert ended.stdout.splitlines()[-1] == "person epsilon"
+    assert (
+        "`hub_model_id` must name a repository that can be made or written, 'me/portraits' is not one" in ended.stderr
+    )
+    assert_same_bits(
+        torch.load(folders["output"] / "published.pt", weights_only=True), weights(folders["output"] / "promptnet")
+    )
+    unet = load_file(folders["model"] / "unet" / "diffusion_pytorch_model.safetensors")  # not that of the run, in bf16
+    assert_same_bits(torch.load(folders["output"] / "published_unet.pt", weights_only=True), unet)
+    assert str(folders["model"]) not in card.decode()
 
 
 def test_without_accelerate_the_extra_is_named(monkeypatch):
@@ -317,16 +456,69 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_exactly(folders, 
     assert_same_bits(weights(resumed), weights(whole))
 
 
+def program(name: str) -> str:
+    """One that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def train(launcher: list, **settings) -> subprocess.CompletedProcess:
+    """`profusion train` as a launcher starts it."""
+    defaults = dict(batch_size=2, learning_rate=1e-3, ema_decay=0.9, region_proj_channel=8, log_every=1)
+    words = [
+        word
+        for name, value in (defaults | settings).items()
+        for word in ((f"--{name.replace('_', '-')}",) if value is True else (f"--{name.replace('_', '-')}", str(value)))
+    ]
+    command = [*launcher, program("profusion"), "train", *words, "--no-cache-latents"]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV | {"OMP_NUM_THREADS": "1"})
+
+
+TORCHRUN = [program("torchrun"), "--no-python", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = [program("accelerate"), "launch", "--no_python", "--num_processes", "2"]
+
+
 @pytest.mark.slow
-def test_two_processes_learn_as_one(folders, inputs, tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    python, file = script(tmp_path, "max_steps=4, checkpoint_every=2, log_every=1")
-    ended = subprocess.run(
-        [python, *launch, file, *map(str, folders.values())], capture_output=True, text=True, env=ENV
-    )
+@pytest.mark.parametrize(
+    "launcher", [TORCHRUN, [*ACCELERATE, "--multi_gpu", "--main_process_port", "0"]], ids=["torchrun", "accelerate"]
+)
+def test_two_processes_learn_as_one(launcher, folders, inputs, tmp_path):
+    settings = dict(max_steps=4, checkpoint_every=4, max_grad_norm=0.1, gradient_accumulation_steps=2)
+    ended = train(launcher, **folders, **settings)
     assert ended.returncode == 0, ended.stderr
-    train_promptnet(short_run(**inputs, output=tmp_path / "alone", batch_size=4, max_steps=4, log_every=1))
-    ours, theirs = log_of(folders["output"]), log_of(tmp_path / "alone")
-    assert [line["step"] for line in ours] == [1, 2, 3, 4]
-    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
-    assert len(list((folders["output"] / "checkpoints").iterdir())) == 2
+    alone = dict(output=tmp_path / "alone", batch_size=4, cache_latents=False, log_every=1)
+    train_promptnet(short_run(**inputs, **settings | alone))
+    ours, theirs = folders["output"], tmp_path / "alone"
+    for path in (ours, theirs):  # two processes of two pictures, one of four; twice each
+        assert json.loads((path / "checkpoints" / "step-00000004" / "state.json").read_text())["samples_per_step"] == 8
+    assert [line["step"] for line in log_of(ours)] == [1, 2, 3, 4]
+    assert [line["loss"] for line in log_of(ours)] == pytest.approx([line["loss"] for line in log_of(theirs)], rel=1e-4)
+    averaged, expected = weights(ours / "promptnet"), weights(theirs / "promptnet")
+    for name in expected:
+        torch.testing.assert_close(averaged[name], expected[name], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_accelerate_on_a_cpu_starts_one_process_which_is_refused(folders):
+    ended = train([*ACCELERATE, "--cpu"], **folders, max_steps=1)
+    assert ended.returncode != 0
+    assert "profusion: `accelerate launch --cpu` must start all processes, it has started one" in ended.stderr
+    assert not folders["output"].exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_stream_and_resume_with_the_same_bits(folders, tmp_path):
+    folders["data"] = write_shards(tmp_path / "shards", shards=2, pictures=5)
+    settings = dict(**folders, streaming=True, shuffle_buffer=2, max_steps=4, checkpoint_every=2)
+    ended = train(TORCHRUN, **settings)
+    assert ended.returncode == 0, ended.stderr
+    whole = folders["output"].rename(tmp_path / "whole")
+    shutil.copytree(whole, folders["output"])
+    shutil.rmtree(folders["output"] / "promptnet")
+    shutil.rmtree(folders["output"] / "checkpoints" / "step-00000004")
+    ended = train(TORCHRUN, **settings, resume=True)
+    assert ended.returncode == 0, ended.stderr
+    assert_same_run(folders["output"], whole)
+    urls = [json.loads((whole / "checkpoints" / "step-00000004" / f"stream_{i}.json").read_text()) for i in (0, 1)]
+    assert [place["taken"] for place in urls] == [8, 8]
+    with pytest.raises(ValueError, match="num_processes was 2 and is 1 now"):
+        train_promptnet(short_run(**settings, cache_latents=False, batch_size=4, resume=True))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 def part_of(path: Path) -> Path:
     """Where the folder `path` is being written.
@@ -36,6 +38,9 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     Yields:
         The folder to write into, empty.
 
+    Raises:
+        OSError: It could not be written; the sentence names `path` and says why.
+
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "weights")
@@ -52,6 +57,8 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, _old_of(path))
         os.replace(part, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # as files, torch and safetensors say that a disk is full
+        raise OSError(f"{str(path)!r} could not be written, what was there before is whole: {error}") from error
     finally:
         _restore(path)
 

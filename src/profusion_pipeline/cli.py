@@ -219,8 +219,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(
         commands,
         _train,
-        "--model M --data FOLDER --output FOLDER [options]",
-        "Train a PromptNet on a folder of pictures.",
+        "--model M --data DATA --output FOLDER [options]",
+        "Train a PromptNet on a folder or a stream of pictures.",
     )
     add_flags(command, flags_of_dataclass(TrainingConfig))
 

@@ -94,7 +94,7 @@ def _is_of_type(value: Any, annotation: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to train a PromptNet on a folder of pictures: one field per setting, its help sentence in the metadata.
+    """How to train a PromptNet on pictures: one field per setting, its help sentence in the metadata.
 
     The defaults are the authors' recipe on FFHQ (batch 8, learning rate 2e-5, 80,000 steps, EMA 0.9999).
 
@@ -121,13 +121,13 @@ class TrainingConfig:
     )
     streaming: bool = setting(
         False,
-        help="Read data as it comes, with the datasets library: folder or Hub id of WebDataset shards (.tar) or parquet "
-        "files with one picture per sample, split among the processes by shards.",
+        help="Read data as it comes, with the datasets library: folder or Hub id of WebDataset shards (.tar) or of "
+        "parquet files, one picture per sample; several processes share the shards.",
     )
     shuffle_buffer: int = setting(
         1000,
-        help="With streaming, samples that are kept in memory (as encoded files) and shuffled at once; the order of the "
-        "shards is drawn anew in each epoch.",
+        help="With streaming, samples that are kept in memory (as encoded files) and shuffled together; the order of "
+        "the shards is drawn anew in each epoch.",
         minimum=1,
     )
     output: str = setting(
@@ -241,6 +241,15 @@ class TrainingConfig:
         minimum=1,
         resumable=True,
     )
+    push_to_hub: bool = setting(
+        False,
+        help="Publish the base pipeline with the trained promptnet, in float32, as hub_model_id in the end; needs a "
+        "token of the Hub (hf auth login, or HF_TOKEN in the environment).",
+        resumable=True,
+    )
+    hub_model_id: str | None = setting(
+        None, help="Repository on the Hub to publish, such as me/portraits; made before the training.", resumable=True
+    )
     validation_every: int = setting(
         0, help="Steps between grids of validation pictures; 0 draws none.", minimum=0, resumable=True
     )
@@ -282,6 +291,11 @@ class TrainingConfig:
         if self.horizontal_flip and self.cache_latents:
             raise ValueError(
                 "`horizontal_flip` must be False with cache_latents=True, which encodes each picture once."
+            )
+        if self.push_to_hub != bool(self.hub_model_id):
+            raise ValueError(
+                "`push_to_hub` and `hub_model_id` must be given together, got "
+                f"push_to_hub={self.push_to_hub} and hub_model_id={self.hub_model_id!r}."
             )
         if self.streaming and self.cache_latents:
             raise ValueError("`cache_latents` must be False with streaming=True, which reads each picture as it comes.")

@@ -1,4 +1,4 @@
-"""Train PromptNet on a folder of pictures: VAE, text encoder, vision tower and UNet stay frozen.
+"""Train PromptNet on a data set of pictures: VAE, text encoder, vision tower and UNet stay frozen.
 
 [`train_promptnet`] is the whole: it drives the generator [`train_steps`] and looks after checkpoints, log, validation
 pictures and signals. The objective is in `losses.py`; what sample number n is, in `data.py`.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub import create_repo, get_token
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
@@ -22,12 +23,14 @@ from .checkpoints import list_checkpoints
 from .config import TrainingConfig
 from .data import batch_numbers, draw_noise
 from .losses import promptnet_loss
+from .modeling_promptnet import PromptNet
 from .picture_batches import Batch
 from .picture_files import write_pictures
 from .reference_images import load_reference_image
+from .training_components import load_training_components
 from .training_log import StopSignal, TrainingLog
 from .training_run import TrainingRun
-from .validation import draw_validation_grid
+from .validation import assemble_pipeline, draw_validation_grid
 
 try:
     from accelerate import Accelerator
@@ -138,12 +141,21 @@ def _to_device(tensors: tuple[torch.Tensor, ...], device: torch.device) -> tuple
 
 
 def train_promptnet(config: TrainingConfig) -> Path:
-    """Train a PromptNet from a folder of pictures, from nothing or from the newest checkpoint.
+    """Train a PromptNet on a data set of pictures, from nothing or from the newest checkpoint.
 
     In `config.output` appear: `checkpoints/step-.../` (the newest few), `log.jsonl`, `validation/step-....png`,
     `tensorboard/` if tensorboard is installed, and in the end `promptnet/`, the averaged weights, to be used as
-    `ProFusionPipeline.from_pretrained(base, promptnet=PromptNet.from_pretrained(folder))`. SIGTERM and Ctrl-C end the
-    run after the step under way and a checkpoint. On the CPU an interrupted and resumed run ends with the same bits.
+    `ProFusionPipeline.from_pretrained(base, promptnet=PromptNet.from_pretrained(folder))`.
+
+    A run can be stopped at any time, also by `kill -9`, and goes on from its newest checkpoint with `resume=True`; on a
+    CPU it ends with the same bits as if nothing had happened. SIGTERM and Ctrl-C end it after the step under way and a
+    checkpoint; several processes agree on it when they next write into the log.
+
+    A GPU is taken if there is one. Several processes, on as many GPUs or on a CPU, are started by
+    `torchrun --no-python --nproc-per-node 2 profusion train ...` (or `accelerate launch --no_python --multi_gpu
+    --num_processes 2 profusion train ...`). Each takes `batch_size` pictures at a time, so that two processes learn as
+    one does with twice the batch size: the same pictures, noise and timesteps in every step. Only a stream
+    (`streaming=True`) is split: then each process goes through its own share.
 
     Args:
         config: All settings.
@@ -152,9 +164,10 @@ def train_promptnet(config: TrainingConfig) -> Path:
         The folder of the trained PromptNet.
 
     Raises:
-        ValueError: Data, models or the checkpoint to resume from don't fit the settings.
+        ValueError: Data, models, the repository to publish or the checkpoint to resume from don't fit the settings;
+            `accelerate launch` has started fewer processes than it was asked for.
         FileExistsError: `output` holds a run and `resume` is False.
-        FloatingPointError: A loss is not finite; the sentence names the step.
+        FloatingPointError: A loss or a weight is not finite; the sentence names the step.
 
     Example:
         >>> from profusion_pipeline import TrainingConfig
@@ -179,6 +192,8 @@ def train_promptnet(config: TrainingConfig) -> Path:
         project_dir=output,
     )
     _refuse_missing_processes(accelerator)
+    if config.push_to_hub and accelerator.is_main_process:
+        _make_repository(config.hub_model_id)
     run = TrainingRun(config, accelerator)
     whole = list_checkpoints(checkpoints)
     untold_losses = run.load_checkpoint(whole[-1]) if whole else []
@@ -213,6 +228,8 @@ def train_promptnet(config: TrainingConfig) -> Path:
 
     # 3. The trained PromptNet
     run.save_promptnet(promptnet_folder)
+    if config.push_to_hub and accelerator.is_main_process:
+        _publish(config, promptnet_folder)
     accelerator.end_training()
     return promptnet_folder
 
@@ -226,6 +243,26 @@ def _refuse_missing_processes(accelerator: Accelerator) -> None:
             "`accelerate launch --cpu` must start all processes, it has started one and leaves the others to mpirun: "
             "`torchrun --no-python --nproc-per-node 2 profusion train ...` starts two."
         )
+
+
+def _make_repository(repo_id: str) -> None:
+    """Before the training, so that it isn't lost on a mistyped name or a token that may not write."""
+    if get_token() is None:
+        raise ValueError("`push_to_hub` needs a token of the Hub: `hf auth login`, or HF_TOKEN in the environment.")
+    try:
+        create_repo(repo_id, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`hub_model_id` must name a repository that can be made or written, {repo_id!r} is not one: {error}"
+        ) from error
+
+
+def _publish(config: TrainingConfig, promptnet: Path) -> None:
+    # The base is loaded once more: the run's own copy may be in half precision.
+    components = load_training_components(config)
+    pipe = assemble_pipeline(components, PromptNet.from_pretrained(promptnet), placeholder=config.placeholder)
+    base = None if Path(config.model).exists() else config.model  # folders of this machine are nobody's business
+    pipe.push_to_hub(config.hub_model_id, commit_message=f"PromptNet after {config.max_steps} steps", base_model=base)
 
 
 def _agree_to_stop(stop: StopSignal, run: TrainingRun) -> bool:

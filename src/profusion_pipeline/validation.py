@@ -1,4 +1,4 @@
-"""Validation pictures: what a PromptNet under training makes of a few photos and prompts, as one grid."""
+"""The pipeline around a PromptNet that is learning, and what it makes of a few photos and prompts, as one grid."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,33 @@ from .config import TrainingConfig
 from .modeling_promptnet import PromptNet
 from .pipeline_profusion import ProFusionPipeline
 from .training_components import TrainingComponents
+
+
+def assemble_pipeline(components: TrainingComponents, promptnet: PromptNet, *, placeholder: str) -> ProFusionPipeline:
+    """Put the models of a training together.
+
+    Args:
+        components: The base pipeline's.
+        promptnet: Of any state of the training.
+        placeholder: How prompts write the pseudo word.
+
+    Returns:
+        The pipeline, with DDIM on the base's noise schedule.
+
+    Example:
+        >>> pipe = assemble_pipeline(components, promptnet, placeholder="S*")  # doctest: +SKIP
+    """
+    return ProFusionPipeline(
+        vae=components.vae,
+        text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
+        unet=components.unet,
+        scheduler=DDIMScheduler.from_config(components.noise_schedule.config),  # any fit one: the fewest choices
+        promptnet=promptnet,
+        image_encoder=components.image_encoder,
+        feature_extractor=components.feature_extractor,
+        placeholder=placeholder,
+    )
 
 
 def draw_validation_grid(
@@ -37,17 +64,7 @@ def draw_validation_grid(
         >>> grid = draw_validation_grid(  # doctest: +SKIP
         ...     components, promptnet, photos, config, resolution=64)
     """
-    pipe = ProFusionPipeline(
-        vae=components.vae,
-        text_encoder=components.text_encoder,
-        tokenizer=components.tokenizer,
-        unet=components.unet,
-        scheduler=DDIMScheduler.from_config(components.noise_schedule.config),  # any fit one: the fewest choices
-        promptnet=promptnet,
-        image_encoder=components.image_encoder,
-        feature_extractor=components.feature_extractor,
-        placeholder=config.placeholder,
-    )
+    pipe = assemble_pipeline(components, promptnet, placeholder=config.placeholder)
     pipe.set_progress_bar_config(desc="validation pictures", leave=False)
     home = components.vae.device, components.image_encoder.device
     pipe.to(components.unet.device)
