@@ -16,6 +16,7 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_down_block
 from diffusers.utils import BaseOutput
@@ -91,7 +92,7 @@ class LatentEmbedding(nn.Module):
         return self.conv_out(nn.functional.silu(self.conv_in(latents)))
 
 
-class PromptNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     r"""S* = PromptNet(z, t, V, x_t): the encoder half of a UNet that reads a reference picture into pseudo words.
 
     h_0 = conv_in(z) + E(x_t) runs through the UNet's down and mid blocks with Linear(V) as context. Strided
@@ -138,6 +139,12 @@ class PromptNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["BasicTransformerBlock", "ResnetBlock2D"]
     _skip_layerwise_casting_patterns = ["norm"]
     _repeated_blocks = ["BasicTransformerBlock"]
+
+    # Its blocks are a UNet's, and so is what can be done with their attention.
+    set_attention_slice = UNet2DConditionModel.set_attention_slice
+    set_default_attn_processor = UNet2DConditionModel.set_default_attn_processor
+    fuse_qkv_projections = UNet2DConditionModel.fuse_qkv_projections
+    unfuse_qkv_projections = UNet2DConditionModel.unfuse_qkv_projections
 
     @register_to_config
     def __init__(
