@@ -66,13 +66,10 @@ class LatentEmbedding(nn.Module):
         out_channels (`int`): Width of the first block.
 
     Example:
-
-    ```python
-    import torch
-    from profusion_pipeline.modeling_promptnet import LatentEmbedding
-
-    LatentEmbedding(4, 32)(torch.randn(2, 4, 8, 8)).shape  # [2, 32, 8, 8]
-    ```
+        >>> import torch
+        >>> from profusion_pipeline.modeling_promptnet import LatentEmbedding
+        >>> LatentEmbedding(4, 32)(torch.randn(2, 4, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -121,18 +118,20 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     Regularization-Free Approach" (arXiv 2305.13579), section 3.1, and the authors' code.
 
     Example:
-
-    ```python
-    import torch
-    from profusion_pipeline import PromptNet
-
-    promptnet = PromptNet(
-        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=4,
-        cross_attention_dim=64, image_embed_dim=48, text_embed_dim=64, region_kernel_size=1,
-    )
-    z, x_t, states = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 48)
-    words = promptnet(z, 500, states, x_t).prompt_embeds  # [2, 1, 64]
-    ```
+        >>> import torch
+        >>> from profusion_pipeline import PromptNet
+        >>> promptnet = PromptNet(
+        ...     block_out_channels=(32, 64),
+        ...     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        ...     attention_head_dim=4,
+        ...     cross_attention_dim=64,
+        ...     image_embed_dim=48,
+        ...     text_embed_dim=64,
+        ...     region_kernel_size=1,
+        ... )
+        >>> z, x_t, states = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 48)
+        >>> promptnet(z, 500, states, x_t).prompt_embeds.shape
+        torch.Size([2, 1, 64])
     """
 
     _supports_gradient_checkpointing = True
@@ -306,13 +305,9 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 missing where `unet.config.sample_size` doesn't say it.
 
         Example:
-
-        ```python
-        from profusion_pipeline import PromptNet, load_demo_pipeline
-
-        unet = load_demo_pipeline().unet
-        promptnet = PromptNet.from_unet(unet, image_embed_dim=192)
-        ```
+            >>> from profusion_pipeline import PromptNet, load_demo_pipeline
+            >>> unet = load_demo_pipeline().unet
+            >>> promptnet = PromptNet.from_unet(unet, image_embed_dim=192)
         """
         ours = inspect.signature(cls.__init__).parameters
         theirs = inspect.signature(UNet2DConditionModel.__init__).parameters
