@@ -259,6 +259,26 @@ def test_half_precision(pipe, dtype):
 # ---------------------------------------------------------------------------------------- off-loading
 
 
+def test_model_offload_moves_no_model_back_and_forth(pipe):
+    """Its hooks, with the CPU as the accelerator: from the first step to the last the UNet is not asked to leave."""
+    pytest.importorskip("accelerate")
+    without = pictures_of(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    in_sequence = {"encoder": pipe.vae.encoder, "image_encoder": pipe.image_encoder, "unet": pipe.unet}
+    runs = []
+
+    def record(name):
+        return lambda module, args: runs.append(name) if runs[-1:] != [name] else None
+
+    for name, model in {**in_sequence, "decoder": pipe.vae.decoder}.items():
+        model.register_forward_pre_hook(record(name))
+    for _ in range(2):  # the hooks are put back after a call
+        assert all(hasattr(getattr(pipe, name), "_hf_hook") for name in MODELS)
+        assert np.array_equal(pictures_of(pipe), without)
+        assert runs == ["encoder", "image_encoder"] * 2 + ["unet", "decoder"]
+        runs.clear()
+
+
 def test_sequential_offload_to_the_bit(pipe):
     accelerate = pytest.importorskip("accelerate")
     without = pictures_of(pipe)

@@ -354,14 +354,6 @@ def test_another_placeholder(components):
     assert torch.equal(ours, latents_of(ProFusionPipeline(**components), image=picture()))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_half_precision(pipe, dtype):
-    expected = latents_of(pipe, image=picture())
-    latents = latents_of(pipe.to(dtype), image=picture())
-    assert latents.dtype == dtype
-    assert latents.isfinite().all() and latents.shape == expected.shape
-
-
 def test_models_that_every_step_needs_are_not_shuffled(pipe):
     assert not {"promptnet", "text_encoder"} & set(pipe.model_cpu_offload_seq.split("->"))
 

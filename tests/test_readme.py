@@ -74,3 +74,9 @@ def test_the_tree_is_whole():
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
+def test_the_tests_that_it_names_exist(name):
+    files = (ROOT / "tests").glob("test_*.py")
+    assert any(f"def {name}(" in file.read_text(encoding="utf-8") for file in files)
