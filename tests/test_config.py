@@ -7,9 +7,9 @@ import typing
 import pytest
 from diffusers.optimization import SchedulerType
 
-from profusion_pipeline.config import TrainingConfig, check_settings, setting
+from profusion_pipeline.config import CustomizeConfig, TrainingConfig, check_settings, setting
 
-FIELDS = dataclasses.fields(TrainingConfig)
+FIELDS = [*dataclasses.fields(TrainingConfig), *dataclasses.fields(CustomizeConfig)]
 
 
 def make(**settings) -> TrainingConfig:
@@ -129,3 +129,31 @@ def test_settings_of_other_dataclasses_are_checked_alike():
     check_settings(Example(4))
     with pytest.raises(ValueError, match="`size` must be at most 4, got 5"):
         check_settings(Example(5))
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"class_noun": " "}, "`class_noun` must not be empty, got ' '"),
+        ({"prompt": ""}, "`prompt` must not be empty, got ''"),
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"rank": 0}, "`rank` must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be greater than 0, got 0.0"),
+        ({"learning_rate": -1e-4}, "`learning_rate` must be greater than 0, got -0.0001"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number, got nan"),
+        ({"mode": "lokr"}, "`mode` must be one of lora, full, got 'lokr'"),
+        ({"background": "beach"}, "`background` must be one of keep, noise, blur, colour, mixed, got 'beach'"),
+        ({"rotation": 200.0}, "`rotation` must be at most 180.0, got 200.0"),
+        ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of fp16, bf16, got 'fp8'"),
+    ],
+)
+def test_customising_refuses_wrong_values(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        CustomizeConfig(**settings)
+
+
+def test_customising_takes_the_authors_learning_rate_in_full_mode_only():
+    assert CustomizeConfig(mode="full").rate == 2e-5
+    assert CustomizeConfig().rate > 2e-5
+    assert CustomizeConfig(mode="full", learning_rate=1e-4).rate == 1e-4

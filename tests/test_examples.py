@@ -1,10 +1,15 @@
 """The examples run, at small size, and show what they say they show."""
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from profusion_pipeline import Concept
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -42,3 +47,41 @@ def test_fusion_in_2d_comes_closer_to_the_truth(fusion_2d, tmp_path):
     assert min(one[0], two[0]) > mixed[0] > alone[0]  # more of the points where the truth is
     assert max(one[1], two[1]) < mixed[1] < alone[1]  # and spread as the truth is
     assert deaf[1] > one[1]  # but not where the fusion stage does not hear the text
+
+
+needs_demo_model = pytest.mark.skipif(
+    not (EXAMPLES.parent / "src/profusion_pipeline/demo/model/model_index.json").is_file(),
+    reason="the demo model is not there: `make train-demo` trains it",
+)
+
+
+@needs_demo_model
+def test_customize(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import customize
+
+    prompts = ["a portrait of S*", "a neon picture of S*"]
+    places = dict(concept_folder=str(tmp_path / "concept"), out=str(tmp_path / "grid.png"))
+    losses = customize.main(prompts=prompts, steps=2, num_inference_steps=2, **places)
+    assert len(losses) == 2 and Concept.from_pretrained(tmp_path / "concept").steps == 2
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (3 * 192, 2 * 192)
+        before, after = np.asarray(grid.crop((192, 0, 576, 192))), np.asarray(grid.crop((192, 192, 576, 384)))
+    assert (before != after).any()
+
+
+@needs_demo_model
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """Its cells one after another, with fewer steps than it has."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "customize.ipynb").read_text(encoding="utf-8"))
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("= 100, 25", "= 2, 2")
+            exec(compile(code, cell["id"], "exec"), names)
+    assert len(names["losses"]) == 2 and len(names["images"]) == 2
+    assert names["before"].size == (4 * 192, 192)
+    assert list(names["pipe"].concepts) == ["ada", "bob"]

@@ -16,7 +16,10 @@ import transformers
 from transformers import CLIPVisionModel
 
 from golden_set import COMPACT, assert_close_relative, open_golden_set
+from profusion_pipeline.config import CustomizeConfig
 from profusion_pipeline.convert import convert_checkpoint, load_promptnet
+from profusion_pipeline.customize import Customization
+from profusion_pipeline.learning_weights import learning_weights
 from profusion_pipeline.losses import promptnet_loss
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
 from profusion_pipeline.subject_prompt import (
@@ -404,6 +407,31 @@ def test_training_gradients_and_first_step(golden, learning, case):
     after = training_loss(golden, learning, case).loss
     # The first step of Adam is nearly the sign of the gradient, so tiny differences in tiny gradients count fully.
     assert_close_relative(after, torch.tensor(recipe["loss"]), f"{case}, loss after one step", tolerance=1e-3)
+
+
+def test_first_steps_of_customising(golden, learning):
+    """The fine-tune case through customising's own loop: PromptNet and to_q, to_k, to_v, loss before and after a step."""
+    recorded, facts = golden.tensors("g6_training", "finetune/"), RECORDED["g6"]["finetune"]
+    recipe = facts["after_one_adamw_step"]
+    config = CustomizeConfig(
+        mode="full",
+        prompt=f"A photo of {learning.config.placeholder}",
+        pad_prompt=False,
+        learning_rate=recipe["lr"],
+        weight_decay=recipe["weight_decay"],
+        max_grad_norm=recipe["clip_grad_norm_over_all_trainable"],
+    )
+    pairs = {name: recorded[name] for name in ("latents", "noise", "timesteps")}
+    pairs |= {"reference_latents": recorded["ref_latents"], "image_states": recorded["vision_hidden_states"]}
+    subject = SubjectEmbedding(
+        recorded["ref_latents"], recorded["vision_hidden_states"], torch.ones(len(pairs["noise"]))
+    )
+    with learning_weights(learning, config) as weights:
+        run = Customization(learning, config, None, weights, subject, "")
+        losses = [run.learn_from(**pairs) for _ in range(2)]
+        assert sum(name.startswith("unet.") for name in weights.weights) == facts["unet_trainable"]
+    assert_close_relative(torch.tensor(losses[0]), torch.tensor(facts["unet_loss"]), "loss")
+    assert_close_relative(torch.tensor(losses[1]), torch.tensor(recipe["loss"]), "loss after one step", tolerance=1e-3)
 
 
 def total_norm(norms: dict[str, float], prefix: str) -> torch.Tensor:

@@ -329,8 +329,8 @@ class CustomizeConfig:
     class_noun: str = setting("person", help="What the subject is, in plain words; calls with the concept say it.")
     mode: str = setting(
         "lora",
-        help="lora: adapters on the attention of UNet and PromptNet, a file of a few MB; full: all of PromptNet and "
-        "the UNet's to_q, to_k and to_v, as the authors do.",
+        help="What learns: lora (adapters on the attention of UNet and PromptNet, a file of a few MB) or full (all of "
+        "PromptNet and the UNet's to_q, to_k and to_v, as the authors do).",
         choices=("lora", "full"),
     )
     rank: int = setting(4, help="Rank of the adapters; not read in full mode.", minimum=1)
@@ -352,7 +352,7 @@ class CustomizeConfig:
     )
     optimizer: str = setting(
         "adamw",
-        help="adamw, or adamw8bit with a quarter of its memory (needs bitsandbytes).",
+        help="The optimiser: adamw, or adamw8bit with a quarter of its memory (needs bitsandbytes).",
         choices=("adamw", "adamw8bit"),
     )
     seed: int = setting(0, help="Decides augmentations, pairs, noise, timesteps and first weights.", minimum=0)

@@ -28,7 +28,7 @@ from .profusion_adapters import base_hash
 from .profusion_concept import Concept
 from .subject_embedding import SubjectEmbedding
 from .subject_pool import EncodedPool, Photo, augmented_pictures, encode_pictures, read_mask, read_photo
-from .subject_prompt import tokenize_subject_prompts
+from .subject_prompt import find_placeholder, tokenize_subject_prompts
 
 PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -129,6 +129,7 @@ def customizing(
         (2, 2)
     """
     _check_pipeline(pipe)
+    find_placeholder(config.prompt, pipe.config.placeholder)
     photo = read_photo(photo)
     mask = None if mask is None else read_mask(mask, photo.size)
     if mask is not None and config.background == "keep" and paint is None:
@@ -287,9 +288,7 @@ class Customization:
             **vars(self.subject.to("cpu", torch.float16)),
             changes=changes,
             class_noun=self.config.class_noun,
-            base_model=Path(name).name
-            if Path(name).exists()
-            else name,  # folders of this machine are nobody's business
+            base_model=Path(name).name if Path(name).exists() else name,  # no folder of this machine
             base_hash=self.fingerprint,
             settings=dataclasses.asdict(self.config) | {"learning_rate": self.config.rate},
             steps=self.step,

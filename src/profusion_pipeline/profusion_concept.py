@@ -6,6 +6,7 @@ new in place, whatever happens on the way.
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,18 +118,20 @@ class Concept:
             >>> concept.save_pretrained("ada")  # doctest: +SKIP
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         facts = {name: getattr(self, name) for name in FACTS}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
-        part = folder / f".{FILE}.part"  # one name: the next save writes over what a kill has left
+        part = folder / ".part"  # one name: the next save takes away what a kill has left
+        shutil.rmtree(part, ignore_errors=True)
         try:
-            save_file(tensors, part, metadata={"format": "pt", "concept": json.dumps(facts)})
-            os.replace(part, folder / FILE)
+            part.mkdir(parents=True)
+            save_file(tensors, part / FILE, metadata={"format": "pt", "concept": json.dumps(facts)})
+            os.replace(part / FILE, folder / FILE)
         except (SafetensorError, OSError) as error:
-            part.unlink(missing_ok=True)
             raise OSError(
                 f"The concept couldn't be written to {str(folder)!r}, which is as it was before: {error}"
             ) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **hub_options: Any) -> "Concept":

@@ -20,6 +20,9 @@ DEMO_SETTINGS = {
     "fusion_subject_scale": 0.8,
 }
 
+# Settings for customising it: the words that its PromptNet was trained with.
+DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*"}
+
 
 def load_demo_pipeline(
     *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", folder: Path = FOLDER / "model"

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from concepts import QUICK, assert_same, everything
+from profusion_pipeline.config import CustomizeConfig
+from profusion_pipeline.learning_weights import learning_weights, make_optimizer
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_everything_is_as_before_afterwards(pipe, mode, dtype):
+    pipe.to(dtype)
+    before = everything(pipe)
+    with learning_weights(pipe, CustomizeConfig(mode=mode)) as learning:
+        for weight in learning.weights.values():
+            assert weight.dtype == torch.float32 and weight.requires_grad
+            weight.grad = torch.ones_like(weight)
+            weight.data += 1
+    assert_same(before, everything(pipe))
+
+
+def test_full_is_all_of_promptnet_and_the_projections_of_the_unet(pipe):
+    names = [name for name, _ in pipe.unet.named_parameters() if any(p in name for p in ("to_q", "to_k", "to_v"))]
+    with learning_weights(pipe, CustomizeConfig(mode="full")) as learning:
+        of_unet = [name.removeprefix("unet.") for name in learning.weights if name.startswith("unet.")]
+        assert sorted(of_unet) == sorted(names)
+        assert len(learning.weights) - len(of_unet) == len(list(pipe.promptnet.parameters()))
+        learns = [name for name, weight in pipe.unet.named_parameters() if weight.requires_grad]
+        assert sorted(learns) == sorted(names)
+        assert not any(weight.requires_grad for weight in pipe.text_encoder.parameters())
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_lora_is_two_factors_of_every_projection_and_begins_at_nothing(pipe, rank):
+    shapes = {
+        f"{component}.{name.removesuffix('.weight')}": weight.shape
+        for component in ("unet", "promptnet")
+        for name, weight in getattr(pipe, component).named_parameters()
+        if name.split(".")[-2] in ("to_q", "to_k", "to_v")
+    }
+    with learning_weights(pipe, CustomizeConfig(rank=rank)) as learning:
+        assert len(learning.weights) == 2 * len(shapes)
+        for layer, (rows, columns) in shapes.items():
+            assert learning.weights[f"{layer}.lora_A.weight"].shape == (rank, columns)
+            assert learning.weights[f"{layer}.lora_B.weight"].shape == (rows, rank)
+            assert not learning.weights[f"{layer}.lora_B.weight"].any()
+
+
+def test_first_factors_depend_on_the_seed_alone(pipe):
+    def first(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)  # the global generator stands elsewhere each time
+        state = torch.get_rng_state()
+        with learning_weights(pipe, CustomizeConfig(seed=seed)) as learning:
+            weight = next(iter(learning.weights.values())).detach().clone()
+        assert torch.equal(torch.get_rng_state(), state)
+        return weight
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+
+
+def test_without_peft_only_full_works(pipe, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    before = everything(pipe)
+    with pytest.raises(ImportError, match="Customising in lora mode needs PEFT: .* or choose `mode='full'`"):
+        with learning_weights(pipe, CustomizeConfig()):
+            pass
+    assert_same(before, everything(pipe))
+
+
+def test_the_optimizer_is_adamw(pipe):
+    weight = torch.nn.Parameter(torch.ones(3))
+    (group,) = make_optimizer(QUICK, [weight]).param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.02, (0.9, 0.999), 1e-8, 1e-2)
+
+
+def test_eight_bits_need_bitsandbytes(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match="`optimizer` 'adamw8bit' needs bitsandbytes: `pip install bitsandbytes`"):
+        make_optimizer(CustomizeConfig(optimizer="adamw8bit"), [torch.nn.Parameter(torch.ones(3))])

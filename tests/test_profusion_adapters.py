@@ -1,0 +1,319 @@
+import pytest
+import torch
+from diffusers.utils import is_peft_available
+from torch import nn
+
+from concepts import PROMPTS, QUICK, assert_same, everything, merged, photo, sample, tiny_pipeline
+from profusion_pipeline.customize import customize
+from profusion_pipeline.profusion_adapters import active_adapters, base_hash, base_weights, changed_weights
+from tiny import make_components
+
+
+@pytest.fixture(scope="module")
+def learnt() -> dict:
+    """Concepts made for the tiny pipeline of seed 0."""
+    ada = customize(tiny_pipeline(), photo(), QUICK)
+    bob = customize(tiny_pipeline(), photo(24), QUICK, class_noun="dog", seed=1, rank=2)
+    return {"ada": ada, "bob": bob, "full": customize(tiny_pipeline(), photo(), QUICK, mode="full", learning_rate=0.01)}
+
+
+def hash_of(pipe) -> str:
+    return base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+
+
+# --- The hash of the base -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_copies_of_one_base_in_another_precision_have_its_hash(pipe, dtype):
+    before = hash_of(pipe)
+    assert hash_of(pipe.to(dtype)) == before
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "promptnet"])
+def test_another_base_has_another_hash(pipe, component):
+    other = make_components(seed=1)[component]
+    before = hash_of(pipe)
+    setattr(pipe, component, other)
+    assert hash_of(pipe) != before
+
+
+def test_a_light_fine_tune_of_one_layer_is_another_base(pipe):
+    before = hash_of(pipe)
+    layer = pipe.unet.down_blocks[0].resnets[0].conv1
+    with torch.no_grad():
+        layer.weight += 0.02 * layer.weight.std() * torch.randn_like(layer.weight)
+    assert hash_of(pipe) != before
+
+
+def test_new_words_of_textual_inversion_leave_the_hash(pipe):
+    before = hash_of(pipe)
+    pipe.text_encoder.resize_token_embeddings(pipe.text_encoder.config.vocab_size + 2, mean_resizing=False)
+    assert hash_of(pipe) == before
+
+
+def test_adapters_leave_the_hash(pipe, learnt):
+    before = hash_of(pipe)
+    pipe.load_concept(learnt["ada"])
+    assert hash_of(pipe) == before
+
+
+def test_large_weights_are_sampled_over_their_whole_length():
+    layer, rest = nn.Linear(1000, 300, bias=False), (nn.Linear(1, 1), nn.Linear(1, 1))
+    before = base_hash(layer, *rest)
+    with torch.no_grad():
+        layer.weight[-10:] *= -1
+    assert base_hash(layer, *rest) != before
+
+
+def test_weights_that_are_not_there_can_not_be_hashed(pipe):
+    pipe.unet.to("meta")
+    with pytest.raises(ValueError, match="UNet2DConditionModel are not in memory: .* before `enable_sequential_cpu"):
+        hash_of(pipe)
+
+
+# --- Loaded and gone ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ada", "full"])
+def test_a_concept_is_its_changes_added_to_the_weights(pipe, learnt, name):
+    """Against a pipeline whose weights were changed by hand, which knows nothing of adapters."""
+    concept = learnt[name]
+    by_hand = sample(merged(tiny_pipeline(), concept, 0.7), subject=concept, class_noun="man")
+    pipe.load_concept(concept)
+    pipe.set_concept_scale(0.7)
+    ours = sample(pipe)
+    torch.testing.assert_close(ours, by_hand, atol=1e-4, rtol=1e-4)
+    assert (ours - sample(tiny_pipeline(), subject=concept, class_noun="man")).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["ada", "full"])
+def test_unloaded_the_pipeline_is_the_one_of_before_bit_for_bit(pipe, learnt, name):
+    state, images = everything(pipe), sample(pipe, image=photo())
+    pipe.load_concept(learnt[name])
+    sample(pipe)
+    pipe.unload_concept()
+    assert pipe.concepts == {}
+    assert torch.equal(sample(pipe, image=photo()), images)
+    after = everything(pipe)
+    for key in state:  # PEFT freezes what it adds adapters to; nothing else may differ
+        if key.endswith(" learns"):
+            after[key] = state[key]
+    assert_same(state, after)
+
+
+@pytest.mark.parametrize("name", ["ada", "full"])
+def test_scale_0_is_the_untouched_base_bit_for_bit(pipe, learnt, name):
+    base = sample(pipe, subject=learnt[name], class_noun="man")
+    pipe.load_concept(learnt[name])
+    changed = sample(pipe)
+    pipe.set_concept_scale(0.0)
+    assert torch.equal(sample(pipe), base)
+    pipe.set_concept_scale(1)
+    assert torch.equal(sample(pipe), changed)
+
+
+@pytest.mark.parametrize("name", ["ada", "full"])
+def test_a_call_with_a_photo_does_not_see_the_loaded_concept(pipe, learnt, name):
+    images = sample(pipe, image=photo(24))
+    pipe.load_concept(learnt[name])
+    assert torch.equal(sample(pipe, image=photo(24)), images)
+
+
+def test_no_image_encoder_is_needed(learnt):
+    pipe = tiny_pipeline(image_encoder=None, feature_extractor=None)
+    pipe.load_concept(learnt["ada"])
+    assert sample(pipe).isfinite().all()
+
+
+def test_a_concept_brings_its_class_noun(pipe, learnt):
+    pipe.load_concept(learnt["bob"])
+    pipe.set_concept_scale(0.0)
+    expected = sample(pipe, subject=learnt["bob"], class_noun="dog")
+    assert torch.equal(sample(pipe, class_noun="man"), expected)
+    assert not torch.equal(sample(pipe, class_prompt="a man"), expected)
+
+
+def test_a_folder_will_do(pipe, learnt, tmp_path):
+    learnt["ada"].save_pretrained(tmp_path)
+    pipe.load_concept(learnt["ada"])
+    images = sample(pipe)
+    pipe.unload_concept()
+    pipe.load_concept(str(tmp_path))
+    assert torch.equal(sample(pipe), images)
+
+
+# --- Several --------------------------------------------------------------------------------------------------------
+
+
+def test_two_concepts_in_one_batch_one_per_prompt(pipe, learnt):
+    pipe.load_concept(learnt["ada"], name="ada")
+    pipe.load_concept(learnt["bob"], name="bob")
+    both = sample(pipe, concept=["ada", "bob"], num_images_per_prompt=2)
+    for name, rows in (("ada", slice(0, 2)), ("bob", slice(2, 4))):
+        alone = sample(pipe, concept=name, num_images_per_prompt=2)
+        torch.testing.assert_close(both[rows], alone[rows], atol=1e-4, rtol=1e-4)
+        assert (both - alone).abs().max() > 0.01
+    pipe.unload_concept("ada")
+    assert list(pipe.concepts) == ["bob"]
+    torch.testing.assert_close(sample(pipe)[1], sample(pipe, concept="bob")[1])
+
+
+def test_scales_are_those_of_each_concept(pipe, learnt):
+    pipe.load_concept(learnt["ada"], name="ada")
+    pipe.load_concept(learnt["bob"], name="bob")
+    before = sample(pipe, concept="ada")
+    pipe.set_concept_scale(0.3, "bob")
+    assert torch.equal(sample(pipe, concept="ada"), before)
+    assert pipe.concepts["ada"].scale == 1 and pipe.concepts["bob"].scale == 0.3
+
+
+def test_base_guidance_leaves_null_and_class_rows_to_the_base(learnt):
+    """One DDIM step is affine in the prediction, so each row's share can be had alone, from merged weights."""
+    concept, size = learnt["ada"], dict(num_inference_steps=1, num_fusion_steps=0)
+    base, changed = tiny_pipeline(), merged(tiny_pipeline(), concept)
+    only_class = dict(guidance_scale=0.0, class_guidance_scale=1.0)
+    null = sample(base, subject=concept, class_prompt=["", ""], **only_class, **size)
+    of_class = sample(base, subject=concept, class_noun="man", **only_class, **size)
+    of_subject = sample(changed, subject=concept, guidance_scale=1.0, class_guidance_scale=0.0, **size)
+    expected = null + 3 * (of_subject - null) + 2 * (of_class - null)
+    pipe = tiny_pipeline()
+    pipe.load_concept(concept)
+    scales = dict(guidance_scale=3.0, class_guidance_scale=2.0)
+    torch.testing.assert_close(sample(pipe, base_guidance=True, **scales, **size), expected, atol=1e-3, rtol=1e-3)
+    assert (sample(pipe, **scales, **size) - expected).abs().max() > 0.01
+
+
+def test_base_guidance_without_subject_rows_is_the_base_bit_for_bit(pipe, learnt):
+    settings = dict(guidance_scale=0.0, num_fusion_steps=0)
+    base = sample(pipe, subject=learnt["ada"], class_noun="man", **settings)
+    pipe.load_concept(learnt["ada"])
+    assert torch.equal(sample(pipe, base_guidance=True, **settings), base)
+
+
+def test_several_full_concepts_can_be_loaded_and_used_in_turn(pipe, learnt):
+    pipe.load_concept(learnt["full"], name="one")
+    alone = sample(pipe)
+    pipe.load_concept(learnt["full"], name="two")
+    pipe.set_concept_scale(0.5, "two")
+    assert torch.equal(sample(pipe, concept="one"), alone)
+    assert not torch.equal(sample(pipe, concept="two"), alone)
+
+
+def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
+    """For calls that use no concept; it is not touched by loading, unloading and customising."""
+    from peft import LoraConfig
+
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False), "style")
+    images = sample(pipe, image=photo())
+    pipe.load_concept(learnt["ada"])
+    assert active_adapters(pipe.unet) == ["style"]
+    assert torch.equal(sample(pipe, image=photo()), images)
+    with pytest.raises(ValueError, match="'concept' can't be used beside the active adapters 'style'"):
+        sample(pipe)
+    pipe.customize(photo(), QUICK, steps=1)
+    pipe.unload_concept()
+    assert active_adapters(pipe.unet) == ["style"]
+    assert torch.equal(sample(pipe, image=photo()), images)
+
+
+# --- What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_concept_for_another_base(learnt):
+    with pytest.raises(ValueError, match=r"was made for .*, but those of this pipeline have .* fits its own base only"):
+        tiny_pipeline(unet=make_components(seed=3)["unet"]).load_concept(learnt["ada"])
+
+
+@pytest.mark.parametrize("name", ["", "ada.v2", "a b", 3])
+def test_a_name_that_is_none(pipe, learnt, name):
+    with pytest.raises(ValueError, match="`name` must be made of letters, digits, `_` and `-`, got"):
+        pipe.load_concept(learnt["ada"], name=name)
+
+
+def test_a_name_that_is_taken(pipe, learnt):
+    pipe.load_concept(learnt["ada"])
+    with pytest.raises(ValueError, match="`name` 'concept' is taken: unload that concept first"):
+        pipe.load_concept(learnt["bob"])
+
+
+def test_without_peft(pipe, learnt, monkeypatch):
+    assert is_peft_available()
+    monkeypatch.setattr("profusion_pipeline.profusion_adapters.is_peft_available", lambda: False)
+    with pytest.raises(ImportError, match="A concept in lora mode needs PEFT: `pip install peft`"):
+        pipe.load_concept(learnt["ada"])
+    pipe.load_concept(learnt["full"])  # which needs none
+
+
+def test_names_that_are_not_loaded(pipe, learnt):
+    for act in (
+        lambda: sample(pipe, concept="ada"),
+        lambda: pipe.unload_concept("ada"),
+        lambda: pipe.set_concept_scale(1.0, "ada"),
+    ):
+        with pytest.raises(ValueError, match=r"must be the name of a loaded concept \(none\), not 'ada'"):
+            act()
+    pipe.load_concept(learnt["ada"], name="ada")
+    with pytest.raises(ValueError, match=r"`concept` must be the name of a loaded concept \('ada'\), not 'eve'"):
+        sample(pipe, concept=["ada", "eve"])
+
+
+def test_several_and_none_named(pipe, learnt):
+    pipe.load_concept(learnt["ada"], name="ada")
+    pipe.load_concept(learnt["bob"], name="bob")
+    with pytest.raises(ValueError, match=r"must name one of the 2 loaded concepts \('ada', 'bob'\), or one for each"):
+        sample(pipe)
+
+
+def test_contradictions_of_a_call(pipe, learnt):
+    pipe.load_concept(learnt["ada"], name="ada")
+    with pytest.raises(ValueError, match="`concept` has 1 entries, but there are 2 prompts"):
+        sample(pipe, concept=["ada"])
+    with pytest.raises(ValueError, match="`concept` holds its own subject: give it, or `image` or `subject`, not both"):
+        sample(pipe, concept="ada", image=photo())
+    pipe.load_concept(learnt["full"], name="full")
+    for settings in (dict(concept="full", base_guidance=True), dict(concept=["ada", "full"])):
+        with pytest.raises(ValueError, match="'full' was made in full mode, .* with `base_guidance=False`"):
+            sample(pipe, **settings)
+
+
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+def test_a_scale_out_of_range(pipe, scale):
+    with pytest.raises(ValueError, match="`scale` must be a finite number of at least 0, not"):
+        pipe.set_concept_scale(scale)
+
+
+@pytest.mark.parametrize("scale", ["1", None, True])
+def test_a_scale_that_is_no_number(pipe, scale):
+    with pytest.raises(TypeError, match="`scale` must be a number, not"):
+        pipe.set_concept_scale(scale)
+
+
+def test_adapters_that_somebody_took_away(pipe, learnt):
+    pipe.load_concept(learnt["ada"])
+    pipe.unload_lora_weights()
+    with pytest.raises(ValueError, match="adapters of the concept 'concept' are gone, as after `unload_lora_weights`"):
+        sample(pipe)
+    pipe.unload_concept()
+    pipe.load_concept(learnt["ada"])
+    assert len(sample(pipe)) == len(PROMPTS)
+
+
+# --- Weights --------------------------------------------------------------------------------------------------------
+
+
+def test_base_weights_are_named_as_without_adapters(pipe, learnt):
+    before = {name: weight.clone() for name, weight in pipe.unet.named_parameters()}
+    pipe.load_concept(learnt["ada"])
+    after = base_weights(pipe.unet)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_changed_weights_come_back_after_an_error():
+    layer = nn.Linear(2, 2)
+    weight, values = layer.weight.data_ptr(), layer.weight.clone()
+    with pytest.raises(RuntimeError), changed_weights(layer, {"weight": torch.ones(2, 2)}, 2.0):
+        torch.testing.assert_close(layer.weight, values + 2)
+        raise RuntimeError
+    assert layer.weight.data_ptr() == weight and torch.equal(layer.weight, values)
