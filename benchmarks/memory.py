@@ -164,11 +164,8 @@ def make_table(results: dict) -> str:
 def main(*, size: str, device: str, steps: int, modes: list[str] | None, folder: Path, report: Path = REPORT) -> dict:
     """Measures modes one after another, prints and saves the figures, and puts the table into the report."""
     names = modes or [name for name, mode in MODES.items() if device == "cuda" or not mode.needs_gpu]
-    results = {**measuring.machine(device), "size": size, "on": device, "steps": steps, "modes": {}}
-    for name in names:
-        flags = ("--mode", name, "--size", size, "--device", device, "--steps", steps)
-        results["modes"][name] = measuring.run_alone("memory.py", *flags)
-        print(f"{name}: {results['modes'][name]}", flush=True)
+    figures = measuring.run_modes("memory.py", names, size=size, device=device, steps=steps)
+    results = {**measuring.machine(device), "size": size, "on": device, "steps": steps, "modes": figures}
     measuring.save_results(f"memory_{size}_{device}", results, folder)
     measuring.write_table(f"memory, {size}, {device}", make_table(results), report)
     return results
