@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from diffusers.training_utils import EMAModel
 
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_steps
-from training import assert_same_bits, short_run, start, weights, write_base, write_portraits
+from training import assert_same_bits, short_run, start, weights, write_base, write_portraits, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,27 @@ def test_going_on_with_other_settings_is_refused(folders, tmp_path, settings, se
     path = start(config).save_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=f"`resume` needs the settings of '.*step-00000000': {sentence}"):
         start(dataclasses.replace(config, **settings)).load_checkpoint(path)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(folders, tmp_path):
+    config = short_run(**folders)
+    path = start(config).save_checkpoint(tmp_path, losses=[0.5])
+    state = json.loads((path / "state.json").read_text())
+    assert start(config).load_checkpoint(path) == [0.5]
+    for name in ("streaming", "shuffle_buffer", "losses"):
+        del state[name]
+    (path / "state.json").write_text(json.dumps(state))
+    assert start(config).load_checkpoint(path) == []
+    with pytest.raises(ValueError, match="shuffle_buffer was 1000 and is 5 now"):
+        start(dataclasses.replace(config, shuffle_buffer=5)).load_checkpoint(path)
+
+
+def test_going_on_with_other_shards_is_refused(folders, tmp_path):
+    settings = dict(streaming=True, cache_latents=False)
+    two, three = (write_shards(tmp_path / f"{count}", shards=count, pictures=2) for count in (2, 3))
+    path = start(short_run(**folders | {"data": two}, **settings)).save_checkpoint(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="num_shards was 2 and is 3 now"):
+        start(short_run(**folders | {"data": three}, **settings)).load_checkpoint(path)
 
 
 def test_going_on_with_other_pictures_is_refused(folders, tmp_path):

@@ -219,6 +219,8 @@ class TrainingRun:
             ValueError: The run that wrote it had other settings or data, so that going on would be another training.
         """
         state = json.loads((path / STATE_FILE).read_text())
+        # What a setting does by default is what was done before there was the setting.
+        state = {field.name: field.default for field in dataclasses.fields(self.config)} | {"losses": []} | state
         for name, value in self._fixed().items():
             if state[name] != value:
                 raise ValueError(
