@@ -43,6 +43,7 @@ LAYERS = {
     # shipping
     "convert": 2,
     "loading": 2,
+    "hub": 3,
     "demo": 3,
     "flags": 0,
     "picture_files": 0,

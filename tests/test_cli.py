@@ -17,7 +17,7 @@ from profusion_pipeline import ProFusionPipeline, TrainingConfig, cli
 from profusion_pipeline.cli import build_parser, call_flags, main, training_config
 from tiny import make_components
 
-COMMANDS = ["demo", "generate", "train", "convert"]
+COMMANDS = ["demo", "generate", "train", "convert", "export", "push"]
 
 
 @pytest.fixture(scope="module")

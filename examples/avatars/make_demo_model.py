@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from attributes import AttributeReader
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from score import SCORER, reference_portrait
@@ -23,8 +23,8 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 from world import Renderer
 
 from profusion_pipeline import ProFusionPipeline, PromptNet
-from profusion_pipeline.convert import make_loadable_by_transformers_4
 from profusion_pipeline.demo import FOLDER
+from profusion_pipeline.profusion_repository import mend_components
 
 # Stage -> what it leaves behind when it is done.
 STAGES = {
@@ -65,8 +65,9 @@ def assemble(work: Path, target: Path) -> None:
         safety_checker=None,
         requires_safety_checker=False,
     )
-    pipe.to(torch.float16).save_pretrained(target)
-    make_loadable_by_transformers_4(target, work / "tokenizer")
+    # diffusers' own saving: the package is this folder's code, a copy of it here would grow old.
+    DiffusionPipeline.save_pretrained(pipe.to(torch.float16), target)
+    mend_components(target)
 
 
 def forget_paths(folder: Path) -> None:
@@ -92,8 +93,7 @@ def main(work: Path, processes: int, batch_size: int | None = None) -> None:
             run_stage(name, work, processes, batch_size)
     assemble(work, FOLDER / "model")
     save_scorer(work, SCORER)
-    for folder in (FOLDER / "model", SCORER):
-        forget_paths(folder)
+    forget_paths(SCORER)
     (FOLDER / "portraits").mkdir(exist_ok=True)
     render = Renderer()
     for seed in PORTRAIT_SEEDS:

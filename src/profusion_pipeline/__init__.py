@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .customize import customizing as customizing
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
+    from .hub import export_pipeline as export_pipeline
+    from .hub import push_pipeline as push_pipeline
     from .modeling_promptnet import PromptNet as PromptNet
     from .pipeline_profusion import ProFusionPipeline as ProFusionPipeline
     from .profusion_concept import Concept as Concept
@@ -38,6 +40,8 @@ _HOME = {
     "convert_checkpoint": "convert",
     "demo_portraits": "demo",
     "load_demo_pipeline": "demo",
+    "export_pipeline": "hub",
+    "push_pipeline": "hub",
 }
 
 __all__ = ["__version__", *_HOME]

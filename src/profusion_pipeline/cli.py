@@ -1,8 +1,8 @@
-"""`profusion demo | generate | train | convert`.
+"""`profusion demo | generate | train | convert | export | push`.
 
 Flags are not written down here: those of `generate` are read from `ProFusionPipeline.__call__` (its signature and
-docstring), those of `train` from the fields of `TrainingConfig`. Models, torch and Pillow are imported inside the
-functions that need them, so that `--help` is instant.
+docstring), those of `train` from the fields of `TrainingConfig`, those of `export` and `push` from the functions in
+`hub.py`. Models, torch and Pillow are imported inside the functions that need them, so that `--help` is instant.
 """
 
 import argparse
@@ -119,6 +119,22 @@ def _convert(args: argparse.Namespace) -> None:
     print(args.target)
 
 
+def _export(args: argparse.Namespace) -> None:
+    given = given_flags(args, publishing_flags("export_pipeline"))
+
+    from .hub import export_pipeline
+
+    print(export_pipeline(_folder_of(args.source), args.target, force=args.force, **given))
+
+
+def _push(args: argparse.Namespace) -> None:
+    given = given_flags(args, publishing_flags("push_pipeline"))
+
+    from .hub import push_pipeline
+
+    print(push_pipeline(_folder_of(args.source), args.repo_id, **given))
+
+
 def training_config(args: argparse.Namespace) -> TrainingConfig:
     """The settings that the words of `profusion train` stand for.
 
@@ -152,6 +168,31 @@ def call_flags() -> list[Flag]:
     """
     flags = flags_of_function(PACKAGE / "pipeline_profusion.py", "ProFusionPipeline.__call__")
     return [flag for flag in flags if flag.name not in NOT_FLAGS]
+
+
+def publishing_flags(function: str) -> list[Flag]:
+    """What `profusion export` and `profusion push` pass on to the functions of `hub.py`.
+
+    Args:
+        function: `export_pipeline`, or `push_pipeline`, which refers to it for what both take.
+
+    Returns:
+        The flags; source and destination are words without one.
+
+    Example:
+        >>> [flag.name for flag in publishing_flags("push_pipeline")][-3:]
+        ['private', 'commit_message', 'create_pr']
+    """
+    shared = {flag.name: flag for flag in flags_of_function(PACKAGE / "hub.py", "export_pipeline")}
+    flags = flags_of_function(PACKAGE / "hub.py", function)
+    words = ("source", "target", "repo_id", "force")
+    return [shared.get(flag.name, flag) for flag in flags if flag.name not in words]
+
+
+def _folder_of(source: str) -> str:
+    from .demo import FOLDER
+
+    return str(FOLDER / "model") if source == "demo" else source
 
 
 def _sentence(error: Exception) -> str:
@@ -233,6 +274,27 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("source", help="Folder or Hub id in the authors' layout.")
     command.add_argument("target", help="The folder to write; it appears whole or not at all.")
     _add_force(command)
+
+    command = _command(
+        commands,
+        _export,
+        "SOURCE TARGET [options]",
+        "A pipeline, with its code and a model card -> a folder that loads anywhere.",
+    )
+    command.add_argument("source", help='Folder or Hub id of a pipeline or a Stable Diffusion 2, or "demo".')
+    command.add_argument("target", help="The folder to write; a new one appears whole or not at all.")
+    add_flags(command, publishing_flags("export_pipeline"))
+    _add_force(command)
+
+    command = _command(
+        commands,
+        _push,
+        "SOURCE REPO_ID [options]",
+        "A pipeline, with its code and a model card -> a repository on the Hub, as one commit.",
+    )
+    command.add_argument("source", help='Folder or Hub id of a pipeline or a Stable Diffusion 2, or "demo".')
+    command.add_argument("repo_id", help="Repository on the Hub; made if it is not there.")
+    add_flags(command, publishing_flags("push_pipeline"))
     return parser
 
 

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import tempfile
 from collections.abc import Iterator
 from inspect import signature
@@ -118,7 +117,7 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
         }
         _check_fit(folder, components)
         pipeline = ProFusionPipeline(**components, placeholder_alias=AUTHORS_PLACEHOLDER)
-        _write_whole(pipeline, folder / "tokenizer", target)
+        _write_whole(pipeline, target)
     return _facts(folder, components, left_out)
 
 
@@ -301,12 +300,11 @@ def _facts(folder: Path, components: dict, left_out: list[str]) -> list[str]:
     return facts
 
 
-def _write_whole(pipeline: ProFusionPipeline, tokenizer_folder: Path, target: Path) -> None:
+def _write_whole(pipeline: ProFusionPipeline, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
-        pipeline.save_pretrained(new, safe_serialization=True)
-        make_loadable_by_transformers_4(new, tokenizer_folder)
+        pipeline.save_pretrained(new)
         if target.exists():
             os.replace(target, old)
         try:
@@ -315,26 +313,6 @@ def _write_whole(pipeline: ProFusionPipeline, tokenizer_folder: Path, target: Pa
             if old.exists():
                 os.replace(old, target)
             raise
-
-
-def make_loadable_by_transformers_4(pipeline_folder: Path, tokenizer_folder: Path) -> None:
-    """Mend a pipeline saved under transformers 5 so that 4 loads it too.
-
-    4 reads two files of the tokenizer where 5 writes another, and 5 without torchvision names an image processor that 4
-    has not.
-
-    Args:
-        pipeline_folder: What `save_pretrained` wrote; changed in place.
-        tokenizer_folder: Holds the same tokenizer as `vocab.json` and `merges.txt`.
-
-    Example:
-        >>> make_loadable_by_transformers_4(Path("saved-pipeline"), Path("tokenizer"))  # doctest: +SKIP
-    """
-    for file in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_folder / file, pipeline_folder / "tokenizer" / file)
-    index = _read_json(pipeline_folder, "model_index.json")
-    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    (pipeline_folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _shortened(names, limit: int = 4) -> str:

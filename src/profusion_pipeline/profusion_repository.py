@@ -110,7 +110,12 @@ def mend_components(folder: Path) -> None:
         added = {one["content"]: one["id"] for one in written["added_tokens"] if one["content"] not in vocabulary}
         if added:
             _write_json(tokenizer / "added_tokens.json", added)
-    index = _read_json(folder / INDEX)
+    # Private entries are what a pipeline remembers of one that it was made from; diffusers would take some for folders.
+    index = {
+        name: entry
+        for name, entry in _read_json(folder / INDEX).items()
+        if not name.startswith("_") or name in ("_class_name", "_diffusers_version")
+    }
     if index["feature_extractor"][0] is not None:
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     _write_json(folder / INDEX, index)
@@ -193,7 +198,7 @@ def model_card(
             "```python\nfrom diffusers import DiffusionPipeline\n",
             f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
             f'pipe("{placeholder} as an astronaut", image="photo.jpg", class_noun="person").images[0]\n```\n',
-            "With the package [profusion_pipeline](https://arxiv.org/abs/2305.13579), which runs its own code only:\n",
+            "With the package `profusion_pipeline` installed, which runs its own code only:\n",
             "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
             f'pipe = ProFusionPipeline.from_pretrained("{name}")\n```\n',
             "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",

@@ -1,0 +1,366 @@
+"""Checks of loading and publishing that run in a process of their own: `python hub_checks.py SETTINGS.json [NAME ...]`.
+
+`bare_*` run where nothing of this project is installed, `ours_*` where it is. Each is a function of the settings that
+`test_hub_ways.py` writes; the answer is a line of JSON, name -> None or what went wrong.
+"""
+
+import json
+import shutil
+import sys
+import traceback
+import urllib.request
+import warnings
+from pathlib import Path
+
+import torch
+
+PROMPT, COLOUR = "a photo of S* on the beach", (200, 30, 60)
+
+
+def latents(pipe) -> torch.Tensor:
+    """Two steps of a pipeline; equal weights and code give equal numbers."""
+    from PIL import Image
+
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    image = Image.new("RGB", (16, 16), COLOUR)
+    return pipe(PROMPT, image=image, num_inference_steps=2, output_type="latent", generator=generator).images
+
+
+def expect(pipe, settings: dict, which: str = "first") -> None:
+    wanted = torch.load(settings["latents"][which], weights_only=True)
+    torch.testing.assert_close(latents(pipe), wanted, rtol=0, atol=0)
+
+
+def refused(call, *words: str) -> str:
+    """What `call` says when it refuses."""
+    try:
+        call()
+    except Exception as error:
+        for word in words:
+            assert word in str(error), error
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+def ask(settings: dict, method: str, path: str, body: str = "") -> bytes:
+    """One request to the test Hub itself, past the client."""
+    data = body.encode() if method == "POST" else None
+    with urllib.request.urlopen(urllib.request.Request(settings["hub"] + path, data, method=method)) as answer:
+        return answer.read()
+
+
+def code_that_ran() -> list[str]:
+    return [name for name in sys.modules if "pipeline_profusion" in name or "modeling_promptnet" in name]
+
+
+# ------------------------------------------------------------------------------------------- nothing installed
+
+
+def bare_our_package_is_not_there(settings):
+    refused(lambda: __import__("profusion_pipeline"), "No module named 'profusion_pipeline'")
+
+
+def bare_without_the_flag_no_code_runs(settings):
+    from diffusers import DiffusionPipeline
+
+    before = code_that_ran()
+    for source in (settings["first"], "me/first"):
+        refused(
+            lambda source=source: DiffusionPipeline.from_pretrained(source), "trust_remote_code=True", "custom code"
+        )
+    assert code_that_ran() == before
+
+
+def bare_folder(settings):
+    from diffusers import DiffusionPipeline
+
+    expect(DiffusionPipeline.from_pretrained(settings["first"], trust_remote_code=True), settings)
+
+
+def bare_hub(settings):
+    from diffusers import DiffusionPipeline
+
+    expect(DiffusionPipeline.from_pretrained("me/first", trust_remote_code=True), settings)
+
+
+def bare_offline_from_the_cache(settings):
+    """By the folder in the cache: by its name, diffusers asks the Hub for the commit even where all files are there."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    DiffusionPipeline.from_pretrained("me/first", trust_remote_code=True)
+    ask(settings, "GET", "/-/log")
+    folder = snapshot_download("me/first", local_files_only=True, ignore_patterns=["*.fp16.*", "*.md", ".git*"])
+    expect(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), settings)
+    assert json.loads(ask(settings, "GET", "/-/log")) == []
+
+
+def bare_saving_again_writes_the_same(settings):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(settings["first"], trust_remote_code=True)
+    for target in (Path(settings["work"], "again"), Path(settings["work"], "and_again")):
+        pipe.save_pretrained(target)
+        for path in Path(settings["first"]).rglob("*"):
+            if path.is_file() and path.name != "README.md" and ".fp16." not in path.name:
+                assert (target / path.relative_to(settings["first"])).read_bytes() == path.read_bytes(), path
+        pipe = DiffusionPipeline.from_pretrained(target, trust_remote_code=True)
+    expect(pipe, settings)
+
+
+def bare_two_versions(settings):
+    from diffusers import DiffusionPipeline
+
+    pipes = {}
+    for name, source in (
+        ("first", settings["first"]),
+        ("second", settings["second"]),
+        ("first of the Hub", "me/first"),
+        ("second of the Hub", "me/second"),
+        ("first again", settings["first"]),
+    ):
+        pipes[name] = DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+    for name, pipe in pipes.items():
+        expect(pipe, settings, name.split()[0])
+    copy = Path(settings["work"], "second_copy")
+    pipes["second"].save_pretrained(copy)
+    assert {path.name for path in copy.glob("*.py")} == {path.name for path in Path(settings["second"]).glob("*.py")}
+
+
+def bare_stable_diffusion_with_our_code(settings):
+    from diffusers import DiffusionPipeline
+
+    whole = DiffusionPipeline.from_pretrained(settings["first"], trust_remote_code=True)
+    parts = {name: whole.components[name] for name in ("promptnet", "image_encoder", "feature_extractor")}
+    for source in (settings["stable_diffusion"], "me/stable_diffusion"):
+        for code in (settings["first"], "me/first"):
+            pipe = DiffusionPipeline.from_pretrained(source, custom_pipeline=code, trust_remote_code=True, **parts)
+            assert type(pipe).__name__ == "ProFusionPipeline" and pipe.promptnet is whole.promptnet
+            expect(pipe, settings)
+
+
+def bare_from_pipe_shares_components_both_ways(settings):
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+    whole = DiffusionPipeline.from_pretrained(settings["first"], trust_remote_code=True)
+    parts = {name: whole.components[name] for name in ("promptnet", "image_encoder", "feature_extractor")}
+    sd = StableDiffusionPipeline.from_pretrained(settings["stable_diffusion"])
+    pipe = type(whole).from_pipe(sd, **parts)
+    assert all(pipe.components[name] is sd.components[name] for name in ("unet", "vae", "text_encoder", "tokenizer"))
+    expect(pipe, settings)
+
+
+# ------------------------------------------------------------------------------------------ our package is there
+
+
+def ours_folder_and_hub_run_no_code_of_the_repository(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    for source in (settings["trapped"], "me/trapped"):
+        pipe = ProFusionPipeline.from_pretrained(source)
+        assert type(pipe) is ProFusionPipeline
+        expect(pipe, settings)
+    refused(lambda: ProFusionPipeline.from_pretrained(settings["trapped_more"]))
+    refused(lambda: ProFusionPipeline.from_pretrained("me/trapped_more"))
+    assert not Path(settings["marker"]).exists()
+
+
+def ours_code_of_another_component_stays_out(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    refused(lambda: ProFusionPipeline.from_pretrained(settings["trapped_unet"]), "trust_remote_code=True")
+    refused(lambda: ProFusionPipeline.from_pretrained("me/trapped_unet"), "trust_remote_code=True")
+    assert not Path(settings["marker"]).exists()
+
+
+def ours_offline_from_the_cache(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    ProFusionPipeline.from_pretrained("me/first")
+    ask(settings, "GET", "/-/log")
+    expect(ProFusionPipeline.from_pretrained("me/first", local_files_only=True), settings)
+    assert json.loads(ask(settings, "GET", "/-/log")) == []
+
+
+def ours_named_revision(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    expect(ProFusionPipeline.from_pretrained("me/moved", revision="v1"), settings)
+    now = ProFusionPipeline.from_pretrained("me/moved")
+    assert now.config.placeholder == "moved"
+
+
+def ours_variant(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    for source in (settings["first"], "me/first"):
+        pipe = ProFusionPipeline.from_pretrained(source, variant="fp16", cache_dir=Path(settings["work"], "variant"))
+        whole = ProFusionPipeline.from_pretrained(settings["first"])
+        for name in ("promptnet", "unet", "vae", "text_encoder", "image_encoder"):
+            for key, value in getattr(pipe, name).state_dict().items():
+                rounded = getattr(whole, name).state_dict()[key]
+                assert torch.equal(value, rounded.half().float() if value.is_floating_point() else rounded), (name, key)
+    downloaded = [path.name for path in Path(settings["work"], "variant").rglob("*.safetensors")]
+    assert len(downloaded) == 5 and all(".fp16." in name for name in downloaded)
+
+
+def ours_dtypes(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    models = ("promptnet", "unet", "vae", "text_encoder", "image_encoder")
+    for source in (settings["first"], "me/first"):
+        for keyword in ("dtype", "torch_dtype"):
+            pipe = ProFusionPipeline.from_pretrained(source, **{keyword: torch.bfloat16})
+            assert {getattr(pipe, name).dtype for name in models} == {torch.bfloat16}
+        pipe = ProFusionPipeline.from_pretrained(source, dtype={"vae": torch.float32, "default": torch.float16})
+        assert {name: getattr(pipe, name).dtype for name in models} == {
+            name: torch.float32 if name == "vae" else torch.float16 for name in models
+        }
+
+
+def ours_half_precision_files_load_in_one_dtype(settings):
+    from diffusers import DiffusionPipeline
+
+    from profusion_pipeline import ProFusionPipeline
+
+    half = Path(settings["work"], "half")
+    ProFusionPipeline.from_pretrained(settings["first"], dtype=torch.float16).save_pretrained(half)
+    models = ("promptnet", "unet", "vae", "text_encoder", "image_encoder")
+    for pipe in (
+        ProFusionPipeline.from_pretrained(half),
+        DiffusionPipeline.from_pretrained(half, trust_remote_code=True),
+    ):
+        assert {getattr(pipe, name).dtype for name in models} == {torch.float32}
+
+
+def ours_device_map(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    for source in (settings["first"], "me/first"):
+        expect(ProFusionPipeline.from_pretrained(source, device_map="cpu"), settings)
+
+
+def ours_components_of_the_caller(settings):
+    from profusion_pipeline import ProFusionPipeline, PromptNet
+
+    promptnet = PromptNet.from_pretrained(settings["first"], subfolder="promptnet")
+    for source in (settings["first"], "me/first"):
+        pipe = ProFusionPipeline.from_pretrained(source, promptnet=promptnet)
+        assert pipe.promptnet is promptnet
+        expect(pipe, settings)
+    parts = {name: pipe.components[name] for name in ("image_encoder", "feature_extractor")}
+    expect(ProFusionPipeline.from_pretrained("me/stable_diffusion", promptnet=promptnet, **parts), settings)
+
+
+def ours_pushed_and_loaded(settings):
+    from huggingface_hub import HfApi
+
+    from profusion_pipeline import ProFusionPipeline
+
+    pipe = ProFusionPipeline.from_pretrained(settings["first"])
+    ask(settings, "GET", "/-/log")
+    commit = pipe.push_to_hub("me/pushed", base_model="someone/stable-diffusion-2-base", license="openrail++")
+    posted = json.loads(ask(settings, "GET", "/-/log"))
+    assert sum("/commit/" in line for line in posted) == 1
+    assert HfApi().model_info("me/pushed").sha == commit.oid
+    expect(ProFusionPipeline.from_pretrained("me/pushed"), settings)
+    card = Path(HfApi().hf_hub_download("me/pushed", "README.md")).read_text()
+    for words in ("license: openrail++", "base_model: someone/stable-diffusion-2-base", '"me/pushed"'):
+        assert words in card, words
+
+
+def ours_pushing_keeps_the_card_and_takes_old_files_away(settings):
+    from huggingface_hub import HfApi
+
+    from profusion_pipeline import ProFusionPipeline
+
+    hub = HfApi()
+    hub.create_repo("me/kept", exist_ok=True)
+    hub.upload_file(repo_id="me/kept", path_or_fileobj=b"my own words", path_in_repo="README.md")
+    hub.upload_folder(repo_id="me/kept", folder_path=settings["second"], ignore_patterns=["README.md"])
+    pipe = ProFusionPipeline.from_pretrained(settings["first"])
+    pipe.push_to_hub("me/kept", max_shard_size="50KB")
+    pipe.push_to_hub("me/kept", variant="fp16")
+    pipe.push_to_hub("me/kept")
+    names = hub.list_repo_files("me/kept")
+    assert Path(hub.hf_hub_download("me/kept", "README.md")).read_bytes() == b"my own words"
+    ours = {path.relative_to(settings["first"]).as_posix() for path in Path(settings["first"]).rglob("*")}
+    assert set(names) - {".gitattributes"} <= ours
+    expect(ProFusionPipeline.from_pretrained("me/kept"), settings)
+
+
+def ours_saving_with_push_to_hub(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    pipe = ProFusionPipeline.from_pretrained(settings["first"])
+    pipe.save_pretrained(Path(settings["work"], "saved_and_pushed"), push_to_hub=True, commit_message="whole")
+    expect(ProFusionPipeline.from_pretrained("me/saved_and_pushed"), settings)
+
+
+def ours_promptnet_alone(settings):
+    from profusion_pipeline import PromptNet
+
+    promptnet = PromptNet.from_pretrained(settings["first"], subfolder="promptnet")
+    promptnet.push_to_hub("me/promptnet")
+    loaded = PromptNet.from_pretrained("me/promptnet")
+    for name, value in promptnet.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def ours_interrupted_upload_leaves_nothing(settings):
+    from huggingface_hub import HfApi
+
+    from profusion_pipeline import ProFusionPipeline
+
+    pipe = ProFusionPipeline.from_pretrained(settings["first"])
+    for refusal in ("PUT /-/lfs/", "POST .*/commit/"):
+        pipe.promptnet.conv_in.bias.data += 1  # another file, which the server does not have yet
+        ask(settings, "POST", "/-/refuse", refusal)
+        try:
+            refused(lambda: pipe.push_to_hub("me/interrupted"))
+        finally:
+            ask(settings, "POST", "/-/refuse")
+        assert HfApi().list_repo_files("me/interrupted") == [".gitattributes"]
+        refused(lambda: ProFusionPipeline.from_pretrained("me/interrupted"))
+    pipe.push_to_hub("me/interrupted")
+    ProFusionPipeline.from_pretrained("me/interrupted")
+
+
+def ours_interrupted_download_loads_nothing(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    cache = Path(settings["work"], "interrupted")
+    files = [path.relative_to(settings["first"]).as_posix() for path in Path(settings["first"]).rglob("*.*")]
+    needed = [path for path in files if not path.endswith((".py", ".md")) and ".fp16." not in path]
+    assert len(needed) > 15
+    for path in needed:
+        ask(settings, "POST", "/-/refuse", f"GET /me/first/resolve/.*/{path}$")
+        try:
+            refused(lambda: ProFusionPipeline.from_pretrained("me/first", cache_dir=cache))
+            refused(lambda: ProFusionPipeline.from_pretrained("me/first", cache_dir=cache, local_files_only=True))
+        finally:
+            ask(settings, "POST", "/-/refuse")
+        shutil.rmtree(cache)
+    expect(ProFusionPipeline.from_pretrained("me/first", cache_dir=cache), settings)
+
+
+CHECKS = {name: check for name, check in globals().items() if name.startswith(("bare_", "ours_"))}
+
+
+def main(settings_file: str, *names: str) -> None:
+    settings = json.loads(Path(settings_file).read_text())
+    outcome = {}
+    for name in names:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                CHECKS[name](settings)
+            outcome[name] = None
+        except Exception:
+            outcome[name] = traceback.format_exc()
+    print("\n" + json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
