@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from profusion_pipeline import ProFusionPipeline, TrainingConfig, cli
-from profusion_pipeline.cli import build_parser, call_flags, main, training_config
+from profusion_pipeline import CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
+from profusion_pipeline.cli import build_parser, call_flags, customize_config, main, training_config
 from tiny import make_components
 
-COMMANDS = ["demo", "generate", "train", "convert", "export", "push"]
+COMMANDS = ["demo", "generate", "customize", "train", "convert", "export", "push"]
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_help_is_instant(command):
 
 
 # What can't be typed, or has a flag of another form.
-NOT_FLAGS = """self image subject generator latents prompt_embeds negative_prompt_embeds output_type return_dict
-    callback_on_step_end callback_on_step_end_tensor_inputs""".split()
+NOT_FLAGS = """self image subject concept generator latents prompt_embeds negative_prompt_embeds output_type return_dict
+    cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs""".split()
 
 
 def test_flags_are_those_of_the_call():
@@ -127,6 +127,7 @@ EXAMPLES = {
     "fusion_eta": (["0.5"], 0.5),
     "num_images_per_prompt": (["2"], 2),
     "eta": (["0.7"], 0.7),
+    "base_guidance": ([], True),
 }
 
 
@@ -247,7 +248,20 @@ def test_ctrl_c(monkeypatch, capsys):
     [
         ([], "the following arguments are required: COMMAND"),
         (["paint"], "invalid choice: 'paint'"),
-        (["generate", "--model", "m", "--prompt", "S*"], "the following arguments are required: --image"),
+        (["generate", "--model", "m", "--prompt", "S*"], "one of --image and --concept must say who S* is"),
+        (
+            ["generate", "--model", "m", "--prompt", "S*", "--image", "f", "--concept", "c"],
+            "one of --image and --concept must say who S* is",
+        ),
+        (
+            ["generate", "--model", "m", "--prompt", "S*", "--concept", "c", "d"],
+            "--concept must be given once or for each of 1 prompts, not 2",
+        ),
+        (["customize", "--model", "m", "--image", "f"], "the following arguments are required: --out"),
+        (
+            ["customize", "--model", "m", "--image", "f", "--out", "o", "--steps", "0"],
+            "`steps` must be at least 1, got 0",
+        ),
         (["generate", "--model", "m", "--image", "f"], "the following arguments are required: --prompt"),
         (["demo", "--steps", "many"], "invalid int value: 'many'"),
         (["convert", "source"], "the following arguments are required: target"),
@@ -372,3 +386,48 @@ def test_train(model, photo, tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["_class_name"] == "PromptNet"
     assert main(["train", *map(str, words)]) == 1
     assert "holds a run already" in capsys.readouterr().err
+
+
+@pytest.fixture
+def customize(model, photo, tmp_path):
+    """Run `profusion customize` for one step; further words as given."""
+
+    def run(*words, out="concept"):
+        needed = ["--model", model, "--image", photo, "--out", tmp_path / out, "--steps", 1, "--pool-size", 2]
+        return main([str(word) for word in ["customize", *needed, *words]])
+
+    return run
+
+
+def test_customize_and_generate_with_it(customize, model, pipe, tmp_path, capsys):
+    settings = ["--class-noun", "man", "--learning-rate", "0.05"]
+    assert customize(*settings) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'concept'}\n" and "1 steps, loss " in captured.err
+    assert customize(*settings, "--seed", "1", "--rank", "2", out="other") == 0
+
+    prompts, folders = ["a photo of S*", "S* on the beach"], [tmp_path / "concept", tmp_path / "other"]
+    words = ["--model", model, "--concept", *folders, "--prompt", *prompts, "--out", tmp_path / "out.png"]
+    assert main([str(word) for word in ["generate", *words, "--num-inference-steps", 2, "--seed", 5]]) == 0
+    for folder in folders:
+        pipe.load_concept(folder, name=folder.name)
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
+    expected = pipe(prompts, concept=["concept", "other"], num_inference_steps=2, generator=generators).images
+    assert np.array_equal([pixels(tmp_path / f"out-{i}.png") for i in (1, 2)], [np.asarray(one) for one in expected])
+
+
+def test_an_existing_concept_is_kept_without_force(customize, tmp_path, capsys):
+    (tmp_path / "concept").mkdir()
+    assert customize() == 1
+    assert "exists already; --force replaces the concept there" in capsys.readouterr().err
+    assert customize("--force") == 0
+
+
+def test_customize_reads_the_mask(customize, photo, capsys):
+    assert customize("--mask", photo, "--background", "keep") == 1
+    assert "`mask` is given, but `background` is 'keep'" in capsys.readouterr().err
+
+
+def test_customize_config():
+    words = ["customize", "--model", "m", "--image", "f", "--out", "o", "--mode", "full", "--flip", "--rotation", "5"]
+    assert customize_config(build_parser().parse_args(words)) == CustomizeConfig(mode="full", flip=True, rotation=5.0)

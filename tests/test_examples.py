@@ -64,6 +64,7 @@ def test_customize(tmp_path, monkeypatch):
     places = dict(concept_folder=str(tmp_path / "concept"), out=str(tmp_path / "grid.png"))
     losses = customize.main(prompts=prompts, steps=2, num_inference_steps=2, **places)
     assert len(losses) == 2 and Concept.from_pretrained(tmp_path / "concept").steps == 2
+    assert (tmp_path / "concept" / "concept.safetensors").stat().st_size < 1e6
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (3 * 192, 2 * 192)
         before, after = np.asarray(grid.crop((192, 0, 576, 192))), np.asarray(grid.crop((192, 192, 576, 384)))

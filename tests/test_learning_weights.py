@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
 
 from concepts import QUICK, assert_same, everything
 from profusion_pipeline.config import CustomizeConfig
 from profusion_pipeline.learning_weights import learning_weights, make_optimizer
+from profusion_pipeline.modeling_promptnet import PromptNet
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -44,6 +49,24 @@ def test_lora_is_two_factors_of_every_projection_and_begins_at_nothing(pipe, ran
             assert learning.weights[f"{layer}.lora_A.weight"].shape == (rank, columns)
             assert learning.weights[f"{layer}.lora_B.weight"].shape == (rows, rank)
             assert not learning.weights[f"{layer}.lora_B.weight"].any()
+
+
+def test_size_at_that_of_stable_diffusion_2():
+    """Counted by hand: q, k, v of self- and cross-attention in 16 blocks of the UNet and 7 of PromptNet."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
+        )
+        base = SimpleNamespace(unet=unet, promptnet=PromptNet(), text_encoder=nn.Identity())
+    widths = 5 * [320] + 5 * [640] + 6 * [1280] + 2 * [320] + 2 * [640] + 3 * [1280]
+    # A layer from a to b has rank x (a + b): five from c to c, and keys and values from text or picture, 1024, to c.
+    per_rank = sum(4 * 2 * c + 2 * (1024 + c) for c in widths)
+    subject = 2 * (4 * 64 * 64 + 257 * 1280) + 8  # latents, vision states in float16, a weight
+    for rank, megabytes in ((4, 2.5), (8, 4.4), (16, 8.0)):
+        with learning_weights(base, CustomizeConfig(rank=rank)) as learning:
+            count = sum(weight.numel() for weight in learning.weights.values())
+        assert count == rank * per_rank
+        assert (2 * count + subject) / 1e6 == pytest.approx(megabytes, abs=0.05) and megabytes < 10
 
 
 def test_first_factors_depend_on_the_seed_alone(pipe):

@@ -410,7 +410,7 @@ def test_training_gradients_and_first_step(golden, learning, case):
 
 
 def test_first_steps_of_customising(golden, learning):
-    """The fine-tune case through customising's own loop: PromptNet and to_q, to_k, to_v, loss before and after a step."""
+    """The fine-tune case through customising's own loop: the loss before and after a step."""
     recorded, facts = golden.tensors("g6_training", "finetune/"), RECORDED["g6"]["finetune"]
     recipe = facts["after_one_adamw_step"]
     config = CustomizeConfig(
@@ -423,9 +423,7 @@ def test_first_steps_of_customising(golden, learning):
     )
     pairs = {name: recorded[name] for name in ("latents", "noise", "timesteps")}
     pairs |= {"reference_latents": recorded["ref_latents"], "image_states": recorded["vision_hidden_states"]}
-    subject = SubjectEmbedding(
-        recorded["ref_latents"], recorded["vision_hidden_states"], torch.ones(len(pairs["noise"]))
-    )
+    subject = SubjectEmbedding(pairs["reference_latents"], pairs["image_states"], torch.ones(len(pairs["noise"])))
     with learning_weights(learning, config) as weights:
         run = Customization(learning, config, None, weights, subject, "")
         losses = [run.learn_from(**pairs) for _ in range(2)]

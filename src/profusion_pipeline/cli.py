@@ -1,8 +1,9 @@
-"""`profusion demo | generate | train | convert | export | push`.
+"""`profusion demo | generate | customize | train | convert | export | push`.
 
 Flags are not written down here: those of `generate` are read from `ProFusionPipeline.__call__` (its signature and
-docstring), those of `train` from the fields of `TrainingConfig`, those of `export` and `push` from the functions in
-`hub.py`. Models, torch and Pillow are imported inside the functions that need them, so that `--help` is instant.
+docstring), those of `train` and `customize` from the fields of their configs, those of `export` and `push` from the
+functions in `hub.py`. Models, torch and Pillow are imported inside the functions that need them, so that `--help` is
+instant.
 """
 
 import argparse
@@ -12,13 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .config import TrainingConfig
+from .config import CustomizeConfig, TrainingConfig
 from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
 
 PACKAGE = Path(__file__).parent
 
 # Parameters of the call that say in which form Python gets the answer, or that a command of its own stands for.
-NOT_FLAGS = {"image", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
+NOT_FLAGS = {"image", "concept", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +81,11 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    if (args.image is None) == (args.concept is None):
+        args.refuse("one of --image and --concept must say who S* is")
+    if args.concept and len(args.concept) not in (1, len(args.prompt)):
+        args.refuse(f"--concept must be given once or for each of {len(args.prompt)} prompts, not {len(args.concept)}")
+
     from .picture_files import output_paths, write_pictures
 
     flags = {flag.name: flag for flag in call_flags()}
@@ -91,16 +97,40 @@ def _generate(args: argparse.Namespace) -> None:
 
     from .reference_images import load_reference_image
 
-    references = [load_reference_image(file, name="--image") for file in args.image]
+    references = [load_reference_image(file, name="--image") for file in args.image or ()]
     pipe = _load_pipeline(args.model, args.device, args.dtype)
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(paths))]
-    subject = pipe.encode_subject(references, *(given.pop(name, None) for name in ("image_weights", "height", "width")))
-    images = pipe(subject=subject, generator=generators, **given).images
+    if args.concept:
+        names = {source: f"concept-{number}" for number, source in enumerate(dict.fromkeys(args.concept), start=1)}
+        for source, name in names.items():
+            pipe.load_concept(source, name=name)
+        of_prompt = [names[source] for source in args.concept]
+        given["concept"] = of_prompt[0] if len(of_prompt) == 1 else of_prompt
+    else:
+        size_and_weights = (given.pop(name, None) for name in ("image_weights", "height", "width"))
+        given["subject"] = pipe.encode_subject(references, *size_and_weights)
+    images = pipe(generator=generators, **given).images
     write_pictures(images, paths)
     print(f"seed {seed}", file=sys.stderr)
     print(*paths, sep="\n")
+
+
+def _customize(args: argparse.Namespace) -> None:
+    config = customize_config(args)
+    out = Path(args.out)
+    if out.exists() and not args.force:
+        raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
+
+    from .reference_images import load_reference_image
+
+    photo = load_reference_image(args.image, name="--image")
+    mask = None if args.mask is None else load_reference_image(args.mask, name="--mask")
+    concept = _load_pipeline(args.model, args.device, args.dtype).customize(photo, config, mask=mask)
+    concept.save_pretrained(out)
+    print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)
+    print(out)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -152,9 +182,33 @@ def training_config(args: argparse.Namespace) -> TrainingConfig:
         >>> training_config(build_parser().parse_args(words)).seed
         7
     """
-    given = given_flags(args, flags_of_dataclass(TrainingConfig))
+    return _config(args, TrainingConfig)
+
+
+def customize_config(args: argparse.Namespace) -> CustomizeConfig:
+    """The settings that the words of `profusion customize` stand for.
+
+    Args:
+        args: What the parser made of them.
+
+    Returns:
+        The config; its own defaults stand wherever no flag was given.
+
+    Raises:
+        SystemExit: 2, if a number is out of range or words contradict each other.
+
+    Example:
+        >>> words = ["customize", "--model", "demo", "--image", "me.png", "--out", "my-concept", "--steps", "50"]
+        >>> customize_config(build_parser().parse_args(words)).steps
+        50
+    """
+    return _config(args, CustomizeConfig)
+
+
+def _config(args: argparse.Namespace, kind: type):
+    given = given_flags(args, flags_of_dataclass(kind))
     try:
-        return TrainingConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
     except ValueError as error:
         args.refuse(str(error))
 
@@ -197,7 +251,8 @@ def _folder_of(source: str) -> str:
 
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
-    ours = isinstance(error, ValueError | TypeError | OSError | RuntimeError)  # those speak for themselves
+    # Those speak for themselves.
+    ours = isinstance(error, ValueError | TypeError | OSError | RuntimeError | ArithmeticError)
     return text if ours and text else f"{type(error).__name__} {text}".rstrip()
 
 
@@ -234,27 +289,42 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(
         commands,
         _generate,
-        "--model M --image FILE --prompt TEXT [options]",
-        "Pictures of the person on the reference photo(s).",
+        "--model M (--image FILE | --concept FOLDER) --prompt TEXT [options]",
+        "Pictures of the person on the reference photo(s), or of a concept.",
     )
     command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
     command.add_argument(
-        "--image", required=True, nargs="+", metavar="FILE", help="Reference photo; several show the same person."
+        "--image", default=None, nargs="+", metavar="FILE", help="Reference photo; several show the same person."
+    )
+    command.add_argument(
+        "--concept",
+        default=None,
+        nargs="+",
+        metavar="FOLDER",
+        help="In place of --image: what `profusion customize` made, a folder or Hub id; one, or one for each prompt.",
     )
     add_flags(command, call_flags(), required={"prompt"})
     command.add_argument("--out", default="profusion.png", help="The picture; several are numbered (profusion.png).")
-    command.add_argument(
-        "--device", default=None, help="E.g. cpu, cuda:1 (default: cuda where there is one, else cpu)."
-    )
-    command.add_argument(
-        "--dtype",
-        default=None,
-        choices=["float32", "float16", "bfloat16"],
-        help="Default: float16 on cuda, float32 elsewhere.",
-    )
+    _add_place(command)
     command.add_argument(
         "--seed", type=int, default=None, help="Seed of the first picture, +1 for each further one (default: drawn)."
     )
+    _add_force(command)
+
+    command = _command(
+        commands,
+        _customize,
+        "--model M --image FILE --out FOLDER [options]",
+        "Make S* exact for the person on one photo; the result is for `profusion generate --concept`.",
+    )
+    command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
+    command.add_argument("--image", required=True, metavar="FILE", help="The photo.")
+    command.add_argument(
+        "--mask", default=None, metavar="FILE", help="Picture of the photo's size, light where the person is."
+    )
+    command.add_argument("--out", required=True, metavar="FOLDER", help="Where the concept is kept.")
+    add_flags(command, flags_of_dataclass(CustomizeConfig))
+    _add_place(command)
     _add_force(command)
 
     command = _command(
@@ -309,6 +379,16 @@ def _command(commands, run: Callable, words: str, help: str) -> argparse.Argumen
     )
     parser.set_defaults(run=run, refuse=parser.error)
     return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default=None, help="E.g. cpu, cuda:1 (default: cuda where there is one, else cpu).")
+    parser.add_argument(
+        "--dtype",
+        default=None,
+        choices=["float32", "float16", "bfloat16"],
+        help="Default: float16 on cuda, float32 elsewhere.",
+    )
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:
