@@ -245,3 +245,9 @@ def test_a_pipeline_without_the_package(pipe, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "profusion_pipeline.customize", None)
     with pytest.raises(ImportError, match="Customising needs more than the pipeline's own files: `pip install"):
         pipe.customize(photo())
+
+
+def test_fused_projections(pipe):
+    pipe.promptnet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="changes to_q, to_k and to_v, which PromptNet has fused into one"):
+        pipe.customize(photo())

@@ -299,6 +299,15 @@ def test_adapters_that_somebody_took_away(pipe, learnt):
     assert len(sample(pipe)) == len(PROMPTS)
 
 
+def test_fused_projections(pipe, learnt):
+    pipe.load_concept(learnt["ada"])
+    pipe.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="'concept' changes to_q, to_k and to_v, which UNet2DConditionModel has fused"):
+        sample(pipe)
+    pipe.unfuse_qkv_projections()
+    assert len(sample(pipe)) == len(PROMPTS)
+
+
 # --- Weights --------------------------------------------------------------------------------------------------------
 
 

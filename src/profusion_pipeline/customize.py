@@ -324,6 +324,12 @@ def _check_pipeline(pipe: Any) -> None:
     for name in ("promptnet", "image_encoder", "feature_extractor"):
         if getattr(pipe, name, None) is None:
             raise ValueError(f"Customising needs a pipeline with `{name}`, this {type(pipe).__name__} has none.")
+    for model in (pipe.unet, pipe.promptnet):
+        if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
+            raise ValueError(
+                f"Customising changes to_q, to_k and to_v, which {type(model).__name__} has fused into one: "
+                "`unfuse_qkv_projections()` first."
+            )
     if not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise ValueError(
             f"Customising needs a scheduler with alphas_cumprod, {type(pipe.scheduler).__name__} has none: "

@@ -386,6 +386,11 @@ class ConceptLoaderMixin:
 
     def _check_adapters(self, name: str) -> None:
         for model in (self.unet, self.promptnet):
+            if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
+                raise ValueError(
+                    f"The concept {name!r} changes to_q, to_k and to_v, which {type(model).__name__} has fused into one: "
+                    "`unfuse_qkv_projections()` first."
+                )
             if _adapter(name) not in getattr(model, "peft_config", {}):
                 raise ValueError(
                     f"The adapters of the concept {name!r} are gone, as after `unload_lora_weights`: unload the "
