@@ -249,5 +249,5 @@ def test_a_pipeline_without_the_package(pipe, monkeypatch):
 
 def test_fused_projections(pipe):
     pipe.promptnet.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="changes to_q, to_k and to_v, which PromptNet has fused into one"):
+    with pytest.raises(ValueError, match="changes to_q, to_k and to_v, which PromptNet has fused"):
         pipe.customize(photo())

@@ -327,7 +327,7 @@ def _check_pipeline(pipe: Any) -> None:
     for model in (pipe.unet, pipe.promptnet):
         if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
             raise ValueError(
-                f"Customising changes to_q, to_k and to_v, which {type(model).__name__} has fused into one: "
+                f"Customising changes to_q, to_k and to_v, which {type(model).__name__} has fused: "
                 "`unfuse_qkv_projections()` first."
             )
     if not hasattr(pipe.scheduler, "alphas_cumprod"):

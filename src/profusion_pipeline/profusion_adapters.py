@@ -388,7 +388,7 @@ class ConceptLoaderMixin:
         for model in (self.unet, self.promptnet):
             if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
                 raise ValueError(
-                    f"The concept {name!r} changes to_q, to_k and to_v, which {type(model).__name__} has fused into one: "
+                    f"The concept {name!r} changes to_q, to_k and to_v, which {type(model).__name__} has fused: "
                     "`unfuse_qkv_projections()` first."
                 )
             if _adapter(name) not in getattr(model, "peft_config", {}):
