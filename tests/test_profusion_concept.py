@@ -169,7 +169,9 @@ def test_push_and_load_over_http(tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "any")
         make().push_to_hub("ada/concept", private=True)
-        assert_same(Concept.from_pretrained("ada/concept", cache_dir=tmp_path), make())
-        (commit,) = hub.repositories["ada/concept"].commits.values()
+        assert_same(Concept.from_pretrained("ada/concept", cache_dir=tmp_path, endpoint=hub.url), make())
+        repository = hub.repositories["ada/concept"]
+    assert len(repository.commits) == 2  # that of making it, and ours
+    commit = repository.commits[repository.refs["main"]]
     assert {"README.md", FILE} <= commit.keys()
     assert b"pipe.load_concept('ada/concept')" in commit["README.md"]
