@@ -113,9 +113,7 @@ def load(source: Path, target: Path) -> dict[str, float]:
     return {**results, "equal_weights": equal}
 
 
-def main(
-    *, size: str = "sd2", dtypes: list[str] | None = None, folder: Path = measuring.FOLDER / "results"
-) -> dict[str, dict]:
+def main(*, size: str = "sd2", dtypes: list[str] | None = None, folder: Path = measuring.RESULTS) -> dict[str, dict]:
     """Runs the three for each dtype; prints and saves the figures."""
     results = {**measuring.machine("cpu"), "size": size, "conversions": {}}
     for dtype in dtypes or ["float16", "float32"]:
@@ -126,7 +124,7 @@ def main(
             sizes = {f"gib_of_{path.name}": folder_size(path) for path in (source, target)}
         results["conversions"][dtype] = phases | sizes
         print(f"{dtype}: {results['conversions'][dtype]}", flush=True)
-    measuring.save_results("convert_full_size", results, folder)
+    measuring.save_results(f"convert_{size}", results, folder)
     return results
 
 
@@ -171,4 +169,6 @@ if __name__ == "__main__":
     elif given.phase:
         print(json.dumps({"convert": convert, "load": load}[given.phase](given.source, given.target)))
     else:
-        measuring.write_table("convert", make_table(main(size=given.size, dtypes=given.dtypes)))
+        main(size=given.size, dtypes=given.dtypes)
+        shown = measuring.load_results("convert_sd2")
+        measuring.write_table("convert", make_table(shown) if shown else "not measured")

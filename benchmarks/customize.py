@@ -89,22 +89,23 @@ def main(
     steps: int = 100,
     modes: list[str] | None = None,
     backend: str = "inductor",
-    folder: Path = measuring.FOLDER / "results",
+    folder: Path = measuring.RESULTS,
 ) -> dict:
     """Measures modes one after another, prints and saves the figures."""
-    names = modes or list(MODES if device == "cuda" else CPU_MODES)
+    names = modes or (MODES if device == "cuda" else CPU_MODES)
     flags = dict(size=size, device=device, dtype=dtype, steps=steps, backend=backend)
     figures = measuring.run_modes("customize.py", names, **flags)
     results = {**measuring.machine(device), "size": size, "dtype": dtype, "steps": steps, "modes": figures}
-    measuring.save_results(f"customize_{device}", results, folder)
+    measuring.save_results(f"customize_{size}_{device}", results, folder)
     return results
 
 
 def write_tables() -> None:
     """The tables of the README, from the figures in `results/`."""
-    for device, names in (("cuda", MODES), ("cpu", CPU_MODES)):
-        results = measuring.load_results(f"customize_{device}")
-        measuring.write_table(f"customize, {device}", measuring.mode_table(COLUMNS, list(names), results))
+    for device, size, names in (("cuda", "sd2", MODES), ("cpu", "demo", CPU_MODES)):
+        results = measuring.load_results(f"customize_{size}_{device}")
+        columns = {head: column for head, column in COLUMNS.items() if device == "cuda" or "GPU" not in head}
+        measuring.write_table(f"customize, {device}", measuring.mode_table(columns, names, results))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Weights are random. Every mode runs in a process of its own. The figures go to `results/` and into the tables of this
 folder's README. On a GPU that is all modes at 50 steps; on a CPU, to see that it runs at all:
 
-    python benchmarks/full_size.py --device cpu --steps 2 --runs 1 --warm-up-steps 0 --modes "m = 0" "m = 1"
+    python benchmarks/full_size.py --device cpu --steps 2 --runs 1 --warm-up-steps 1
 """
 
 import argparse
@@ -77,14 +77,12 @@ class Mode:
         num_fusion_steps: m.
         dtype: Of all weights, if not the run's.
         starts_on: Where the weights are before `prepare`, if not on the run's device.
-        needs_gpu: Whether it is left out on a CPU unless asked for.
     """
 
     prepare: Callable[[ProFusionPipeline, str, str], None] = as_it_is
     num_fusion_steps: int = 1
     dtype: str | None = None
     starts_on: str | None = None
-    needs_gpu: bool = False
 
 
 MODES = {
@@ -92,7 +90,7 @@ MODES = {
     "m = 1": Mode(),
     "m = 2": Mode(num_fusion_steps=2),
     "m = 1, bfloat16": Mode(dtype="bfloat16"),
-    "m = 1, xFormers": Mode(xformers, needs_gpu=True),
+    "m = 1, xFormers": Mode(xformers),
     "m = 1, channels last": Mode(channels_last),
     "m = 1, compiled": Mode(compiled),
     "m = 1, compiled, channels last": Mode(compiled_channels_last),
@@ -101,8 +99,7 @@ MODES = {
     "m = 1, group off-load": Mode(group_offload, starts_on="cpu"),
     "m = 1, sequential off-load": Mode(sequential_offload, starts_on="cpu"),
 }
-
-
+CPU_MODES = ("m = 0", "m = 1")
 COLUMNS = {
     "s / picture": ("seconds_per_picture", 2),
     "s / step": ("seconds_per_step", 3),
@@ -169,25 +166,26 @@ def main(
     warm_up_steps: int = 2,
     modes: list[str] | None = None,
     backend: str = "inductor",
-    folder: Path = measuring.FOLDER / "results",
+    folder: Path = measuring.RESULTS,
 ) -> dict:
     """Measures modes one after another, prints and saves the figures."""
-    names = modes or [name for name, mode in MODES.items() if device == "cuda" or not mode.needs_gpu]
+    names = modes or (MODES if device == "cuda" else CPU_MODES)
     flags = dict(
         size=size, device=device, dtype=dtype, steps=steps, runs=runs, warm_up_steps=warm_up_steps, backend=backend
     )
     figures = measuring.run_modes("full_size.py", names, **flags)
     results = {**measuring.machine(device), "size": size, "dtype": dtype, "steps": steps, "modes": figures}
-    measuring.save_results(f"full_size_{device}", results, folder)
+    measuring.save_results(f"full_size_{size}_{device}", results, folder)
     return results
 
 
 def write_tables() -> None:
     """The tables of the README, from the figures in `results/`."""
     for device in ("cuda", "cpu"):
-        results = measuring.load_results(f"full_size_{device}")
-        names = list(MODES) if device == "cuda" or results is None else list(results["modes"])
-        measuring.write_table(f"full size, {device}", measuring.mode_table(COLUMNS, names, results))
+        results = measuring.load_results(f"full_size_sd2_{device}")
+        names = MODES if device == "cuda" else CPU_MODES
+        columns = {head: column for head, column in COLUMNS.items() if device == "cuda" or "GPU" not in head}
+        measuring.write_table(f"full size, {device}", measuring.mode_table(columns, names, results))
 
 
 if __name__ == "__main__":

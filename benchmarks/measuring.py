@@ -7,12 +7,13 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
 GIB = 2**30
 
 
@@ -54,7 +55,7 @@ def run_alone(script: str, *arguments: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_modes(script: str, modes: Sequence[str], **flags: object) -> dict[str, dict]:
+def run_modes(script: str, modes: Iterable[str], **flags: object) -> dict[str, dict]:
     """`script --mode MODE --flag value ...` for one mode after another, each alone; printed as they come.
 
     Returns:
@@ -71,13 +72,13 @@ def run_modes(script: str, modes: Sequence[str], **flags: object) -> dict[str, d
     return results
 
 
-def save_results(name: str, results: dict, folder: Path) -> None:
+def save_results(name: str, results: dict, folder: Path = RESULTS) -> None:
     """Write the figures of one benchmark on one machine."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def load_results(name: str, folder: Path) -> dict | None:
+def load_results(name: str, folder: Path = RESULTS) -> dict | None:
     """Figures of a benchmark, or nothing where it hasn't been run."""
     file = folder / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -89,7 +90,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *cells))
 
 
-def mode_table(columns: dict[str, tuple[str, int]], modes: Sequence[str], results: dict | None) -> str:
+def mode_table(columns: dict[str, tuple[str, int]], modes: Iterable[str], results: dict | None) -> str:
     """Figures of modes as Markdown, with the machine's name above.
 
     Args:
