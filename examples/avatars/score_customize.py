@@ -9,14 +9,13 @@ people. `--plot` makes the table in `docs/customize.md` and the plot beside it f
 import argparse
 import csv
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from attributes import AttributeReader
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 from score import IDENTITY_VALUES, PROJECT, SCORER, SYSTEMS, Scored, agreement, control_prompts, reference_portrait
 from tqdm import tqdm
@@ -165,7 +164,8 @@ def table(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """Identity against prompt score: curves over guidance scales, then steps, ranks and augmentations."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True)
+    figure = Figure(figsize=(12, 5), layout="tight")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     for number, sampler in enumerate(SAMPLERS):
         for steps, line in ((0, ":"), (100, "-")):
             factors = sorted([1.0, *FACTORS])
@@ -181,7 +181,6 @@ def plot(results: Results, path: Path) -> None:
     right.set(title=FUSION, xlabel="prompt")
     for axes in (left, right):
         axes.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -226,12 +225,11 @@ def main(
     dtype: str = "bfloat16",
     worker: int = 0,
     workers: int = 1,
-    only: Callable[[Setting], bool] = lambda setting: True,
 ) -> Results:
     """Fill in the rows that are missing, all people of a setting before the next setting."""
     work.mkdir(parents=True, exist_ok=True)
     results = Results(work / "scores.csv")
-    jobs = [(setting, number) for setting in settings() for number in range(worker, people, workers) if only(setting)]
+    jobs = [(setting, number) for setting in settings() for number in range(worker, people, workers)]
     missing = [job for job in jobs if job not in results.rows]
     study = Study(model, work, split, num_inference_steps, getattr(torch, dtype))
     for setting, number in tqdm(missing, desc="settings x people"):
