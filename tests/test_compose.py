@@ -7,6 +7,7 @@ of off-loading ask for the same picture, to the bit, while parameters are on the
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils import is_xformers_available
@@ -413,14 +414,11 @@ def test_safety_checker_is_optional_and_heard(components):
 
 
 def test_from_a_stable_diffusion_pipeline_and_back(components):
-    """`from_pipe` shares the models; a UNet off-loaded, compiled or with adapters is so in both."""
-    from diffusers import StableDiffusionPipeline
-
+    """`from_pipe` shares the models, also those of a pipeline that was loaded with `safety_checker=None` alone."""
     base = StableDiffusionPipeline(
         **{name: components[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
         safety_checker=None,
         feature_extractor=None,
-        requires_safety_checker=False,
     )
     ours = {name: components[name] for name in ("promptnet", "image_encoder", "feature_extractor")}
     pipe = ProFusionPipeline.from_pipe(base, **ours)

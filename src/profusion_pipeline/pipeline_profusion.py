@@ -34,6 +34,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
@@ -73,6 +74,7 @@ from .subject_prompt import (
     tokenize_subject_prompts,
 )
 
+logger = logging.get_logger(__name__)
 Reference = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
@@ -109,10 +111,7 @@ class ProFusionPipeline(
         safety_checker: Looks at the finished pictures, as in `StableDiffusionPipeline`.
         placeholder: What stands for the subject in a prompt.
         placeholder_alias: Another spelling that prompts may use for it, as converted releases do for `holder`.
-        requires_safety_checker: Whether the pipeline refuses to be built without a safety checker.
-
-    Raises:
-        ValueError: A safety checker is required but missing.
+        requires_safety_checker: Whether a missing safety checker is worth a warning, as in `StableDiffusionPipeline`.
 
     Source: Zhou et al. 2023, "Enhancing Detail Preservation for Customized Text-to-Image Generation: A
     Regularization-Free Approach" (arXiv 2305.13579).
@@ -154,7 +153,7 @@ class ProFusionPipeline(
     ):
         super().__init__()
         if requires_safety_checker and safety_checker is None:
-            raise ValueError(
+            logger.warning(
                 "`safety_checker` is None, but this pipeline is published with one: load it with the others, or pass "
                 "`requires_safety_checker=False` and look at the pictures yourself before others do."
             )
