@@ -76,7 +76,7 @@ def customize(
         FloatingPointError: A loss or a learnt weight is not finite; the sentence names the step.
 
     Example:
-        >>> from profusion_pipeline import customize, demo_portraits, load_demo_pipeline
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
         >>> pipe = load_demo_pipeline()
         >>> pipe.set_progress_bar_config(disable=True)
         >>> concept = customize(pipe, demo_portraits()[0], prompt="a portrait of S*", steps=2, pool_size=2)
