@@ -20,13 +20,16 @@ from safetensors.torch import save_file
 FILE = "concept.safetensors"
 SUBJECT = ("latents", "image_states", "weights")
 FACTS = {"class_noun": str, "base_model": str, "base_hash": str, "settings": dict, "steps": int, "loss": float}
-CARD = """# {title}
+# The import stands in quotes of its own: diffusers reads import lines of a repository's code by regular expression.
+CARD = (
+    """# {title}
 
 A concept for [ProFusion](https://arxiv.org/abs/2305.13579): one {class_noun}, learnt from one photo in {steps} steps.
 
 ```python
-from profusion_pipeline import ProFusionPipeline
-
+"""
+    "from profusion_pipeline import ProFusionPipeline\n"
+    """
 pipe = ProFusionPipeline.from_pretrained({base_model!r})
 pipe.load_concept({repo_id!r})
 pipe("S* as an astronaut").images[0]
@@ -39,6 +42,7 @@ that person's consent only.
 |---|---|
 {table}
 """
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -29,12 +29,8 @@ def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
         ValueError: If the placeholder isn't in the prompt, or more than once.
 
     Example:
-
-    ```python
-    from profusion_pipeline.subject_prompt import find_placeholder
-
-    prefix, suffix = find_placeholder("a photo of S* on the moon", "S*")  # "a photo of ", " on the moon"
-    ```
+        >>> from profusion_pipeline.subject_prompt import find_placeholder
+        >>> prefix, suffix = find_placeholder("a photo of S* on the moon", "S*")  # "a photo of ", " on the moon"
     """
     pieces = prompt.split(placeholder)
     if len(pieces) != 2:
@@ -76,16 +72,12 @@ def tokenize_subject_prompts(
             lengths differ without padding.
 
     Example:
-
-    ```python
-    from profusion_pipeline import load_demo_pipeline
-    from profusion_pipeline.subject_prompt import tokenize_subject_prompts
-
-    tokenizer = load_demo_pipeline().tokenizer
-    ids, positions = tokenize_subject_prompts(
-        tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
-    )
-    ```
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import tokenize_subject_prompts
+        >>> tokenizer = load_demo_pipeline().tokenizer
+        >>> ids, positions = tokenize_subject_prompts(
+        ...     tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
+        ... )
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     rows, positions = [], []
@@ -136,19 +128,15 @@ def encode_subject_prompts(
         ValueError: If the pseudo words aren't as wide as the text encoder.
 
     Example:
-
-    ```python
-    import torch
-    from profusion_pipeline import load_demo_pipeline
-    from profusion_pipeline.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
-
-    pipe = load_demo_pipeline()
-    ids, positions = tokenize_subject_prompts(
-        pipe.tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
-    )
-    words = torch.randn(1, 1, pipe.text_encoder.config.hidden_size)
-    states = encode_subject_prompts(pipe.text_encoder, ids, positions, words)
-    ```
+        >>> import torch
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
+        >>> pipe = load_demo_pipeline()
+        >>> ids, positions = tokenize_subject_prompts(
+        ...     pipe.tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
+        ... )
+        >>> words = torch.randn(1, 1, pipe.text_encoder.config.hidden_size)
+        >>> states = encode_subject_prompts(pipe.text_encoder, ids, positions, words)
     """
     if subject_embeds.shape[-1] != text_encoder.config.hidden_size:
         raise ValueError(
@@ -183,14 +171,10 @@ def encode_texts(
         `torch.Tensor` of shape `[P, T, D]`: The text states.
 
     Example:
-
-    ```python
-    from profusion_pipeline import load_demo_pipeline
-    from profusion_pipeline.subject_prompt import encode_texts
-
-    pipe = load_demo_pipeline()
-    states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
-    ```
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import encode_texts
+        >>> pipe = load_demo_pipeline()
+        >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
     """
     unique = list(dict.fromkeys(texts))
     ids = tokenizer(
@@ -213,15 +197,12 @@ def scaled_lora(text_encoder: CLIPTextModel, scale: float) -> Iterator[None]:
         scale (`float`): On top of the weights that `set_adapters` gave. 1 does nothing; anything else needs PEFT.
 
     Example:
-
-    ```python
-    from profusion_pipeline import load_demo_pipeline
-    from profusion_pipeline.subject_prompt import encode_texts, scaled_lora
-
-    pipe = load_demo_pipeline()
-    with scaled_lora(pipe.text_encoder, 1.0):
-        states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait"], device="cpu")
-    ```
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import encode_texts, scaled_lora
+        >>> pipe = load_demo_pipeline()
+        >>> with scaled_lora(pipe.text_encoder, 1.0):
+        ...     states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait"], device="cpu")
+        ...
     """
     if scale == 1:
         yield
@@ -250,13 +231,9 @@ def scale_subject_rows(
     Source: the authors' `refine_emb_scale`. The product is taken after the final layer norm, so no other row changes.
 
     Example:
-
-    ```python
-    import torch
-    from profusion_pipeline.subject_prompt import scale_subject_rows
-
-    states = scale_subject_rows(torch.ones(1, 77, 8), torch.tensor([4]), 1, 0.6)
-    ```
+        >>> import torch
+        >>> from profusion_pipeline.subject_prompt import scale_subject_rows
+        >>> states = scale_subject_rows(torch.ones(1, 77, 8), torch.tensor([4]), 1, 0.6)
     """
     batch, _, width = hidden_states.shape
     index = _subject_index(positions.to(hidden_states.device), (batch, num_subject_tokens, width))
