@@ -14,7 +14,9 @@ from profusion_pipeline.picture_batches import (
     UncachedPictures,
     folder_samples,
 )
+from profusion_pipeline.picture_stream import PictureStream, open_picture_stream
 from profusion_pipeline.reference_images import load_reference_image as read
+from training import write_shards
 
 NUMBERS = [range(0, 3), range(3, 6), range(6, 9)]
 
@@ -133,6 +135,19 @@ def test_pictures_read_by_workers_are_the_same(folder, preprocessing, encoders):
     )
     for ours, theirs in zip(alone.batches(NUMBERS), helped.batches(NUMBERS), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_stream_gives_the_same_batches_with_workers_and_without(tmp_path, preprocessing, encoders):
+    write_shards(tmp_path / "shards", shards=2, pictures=5)
+    streams = [PictureStream(open_picture_stream(str(tmp_path / "shards")), seed=0, shuffle_buffer=4) for _ in "ab"]
+    sources = [
+        UncachedPictures(stream.samples, preprocessing, encoders, num_workers=workers)
+        for stream, workers in zip(streams, (0, 2), strict=True)
+    ]
+    for ours, theirs in zip(*(source.batches(NUMBERS) for source in sources), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert torch.equal(ours.mean, ours.reference_latents)
+    assert streams[0].place(9) == streams[1].place(9)
 
 
 def test_flips_mirror_target_and_reference_alike(folder, preprocessing, encoders):

@@ -67,7 +67,7 @@ def open_picture_stream(data: str, *, process: int = 0, num_processes: int = 1) 
             f"`data` must have one column of pictures, or one that is called 'image'; {data!r} has {pictures} among "
             f"{list(columns)}."
         )
-    dataset = dataset.select_columns([*pictures, *({"__key__", "__url__"} & columns.keys())])
+    dataset = dataset.select_columns([*pictures, *(name for name in ("__key__", "__url__") if name in columns)])
     return split_dataset_by_node(dataset.cast_column(*pictures, ImageFeature(decode=False)), process, num_processes)
 
 
