@@ -285,8 +285,11 @@ def ours_pushing_keeps_the_card_and_takes_old_files_away(settings):
     pipe.push_to_hub("me/kept")
     names = hub.list_repo_files("me/kept")
     assert Path(hub.hf_hub_download("me/kept", "README.md")).read_bytes() == b"my own words"
-    ours = {path.relative_to(settings["first"]).as_posix() for path in Path(settings["first"]).rglob("*")}
-    assert set(names) - {".gitattributes"} <= ours
+    local = Path(settings["work"], "kept")
+    for variant in ("fp16", None):
+        pipe.save_pretrained(local, variant=variant)
+    ours = {path.relative_to(local).as_posix() for path in local.rglob("*")}
+    assert set(names) - ours == {".gitattributes"}
     expect(ProFusionPipeline.from_pretrained("me/kept"), settings)
 
 
