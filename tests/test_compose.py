@@ -7,7 +7,7 @@ of off-loading ask for the same picture, to the bit, while parameters are on the
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AsymmetricAutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils import is_xformers_available
@@ -18,7 +18,7 @@ from calls import PROMPT, build, latents_of, picture, relative, seeded
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
 from profusion_pipeline.subject_prompt import scaled_lora
-from tiny import make_components
+from tiny import PICTURE_SIDE, make_components
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MODELS = ("vae", "text_encoder", "unet", "promptnet", "image_encoder")
@@ -204,6 +204,27 @@ def test_vae_tiling(pipe):
     assert max(sides) == 8 < 32
     # Every tile has its own statistics in the group norms, as in diffusers: alike, not equal.
     assert np.abs(tiled - large).mean() < 0.1
+
+
+def tiny_autoencoder():
+    widths = dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
+    return AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+
+
+def asymmetric_autoencoder():
+    down = dict(down_block_types=("DownEncoderBlock2D",) * 2, down_block_out_channels=(8, 16))
+    up = dict(up_block_types=("UpDecoderBlock2D",) * 2, up_block_out_channels=(8, 16))
+    return AsymmetricAutoencoderKL(**down, **up, norm_num_groups=4)
+
+
+@pytest.mark.parametrize("make", [tiny_autoencoder, asymmetric_autoencoder])
+def test_other_autoencoders(pipe, make):
+    """The reference goes in as that autoencoder has it, without drawing, and the picture comes out of it."""
+    pipe.vae = make().eval()
+    pictures = pictures_of(pipe)
+    assert pictures.shape == (2, PICTURE_SIDE, PICTURE_SIDE, 3) and np.isfinite(pictures).all()
+    subjects = [pipe.encode_subject(picture(1)) for _ in range(2)]
+    assert torch.equal(subjects[0].latents, subjects[1].latents)
 
 
 @pytest.mark.skipif(is_xformers_available(), reason="xFormers is installed")
