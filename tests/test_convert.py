@@ -1,6 +1,7 @@
 """The converter on the compact goldens' layout; that what it writes samples like the authors' code: test_parity.py."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -47,10 +48,9 @@ def edit_weights(file: Path, edit) -> None:
 
 def test_what_is_written(converted):
     target, _ = converted
-    assert sorted(path.name for path in target.iterdir()) == [
+    assert sorted(path.name for path in target.iterdir() if path.is_dir() and "profusion_" not in path.name) == [
         "feature_extractor",
         "image_encoder",
-        "model_index.json",
         "promptnet",
         "scheduler",
         "text_encoder",
@@ -58,6 +58,8 @@ def test_what_is_written(converted):
         "unet",
         "vae",
     ]
+    assert {"README.md", "model_index.json", "pipeline.py"} < {path.name for path in target.iterdir()}
+    assert "\n# pipeline\n" in (target / "README.md").read_text("utf-8")  # its name is the folder's
     assert [path.name for path in target.parent.iterdir()] == [target.name]  # nothing temporary is left
     assert not [*target.rglob("*.bin")]
 
@@ -117,6 +119,19 @@ def test_every_weight_is_taken_over_or_named(converted, layout):
     for name, tensor in ours:  # transformers 5 has no "text_model." in the names of a text model
         matches = [key for key in expected if key.endswith(name) and torch.equal(expected[key], tensor)]
         assert matches, name
+
+
+def test_one_component_is_in_memory_at_a_time(layout, tmp_path, monkeypatch):
+    load, models = convert_module._load_whole, []
+
+    def watch(*args, **kwargs):
+        assert all(weight.is_meta for model in models for weight in model.parameters())
+        models.append(load(*args, **kwargs))
+        return models[-1]
+
+    monkeypatch.setattr(convert_module, "_load_whole", watch)
+    convert_checkpoint(layout, tmp_path / "target")
+    assert len(models) == 4
 
 
 @pytest.mark.parametrize(
@@ -353,18 +368,18 @@ def test_old_target_survives_a_failure(layout, tmp_path, monkeypatch, moment):
     target = tmp_path / "target"
     target.mkdir()
     (target / "mine.txt").write_text("mine")
-    replace = convert_module.os.replace
+    replace = os.replace
 
     def fail(*args, **kwargs):
         raise OSError("No space left on device")
 
     def replace_but_not_the_new(origin, destination):
-        fail() if Path(origin).name == "new" else replace(origin, destination)
+        fail() if Path(origin).name == ".target.part" else replace(origin, destination)
 
     if moment == "saving":
-        monkeypatch.setattr(convert_module.ProFusionPipeline, "save_pretrained", fail)
+        monkeypatch.setattr(convert_module.AutoencoderKL, "save_pretrained", fail)
     else:
-        monkeypatch.setattr(convert_module.os, "replace", replace_but_not_the_new)
+        monkeypatch.setattr(os, "replace", replace_but_not_the_new)
     assert_refused(layout, target, "No space left", OSError, force=True)
     assert (target / "mine.txt").read_text() == "mine"
 

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import pickle
-import tempfile
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -29,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from transformers.utils import logging as transformers_logging
 
+from .checkpoints import replaced_folder
 from .modeling_promptnet import PromptNet
 from .pipeline_profusion import ProFusionPipeline
 
@@ -73,9 +73,9 @@ AUTHORS_PLACEHOLDER = "holder"  # what their prompts call the subject
 def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, force: bool = False) -> list[str]:
     """Write a checkpoint in the layout of the authors' 2023 release as a ProFusion pipeline.
 
-    All of `source` is read and checked before anything is written; `target` appears whole or not at all. Pickled
-    weights (`.bin`) are read as tensors only, no code in them runs. Weights are written as float32 safetensors; that
-    takes as much memory as they are large, 10 GB for the size of Stable Diffusion 2.
+    `target` appears whole or not at all. Pickled weights (`.bin`) are read as tensors only, no code in them runs.
+    Weights are written as float32 safetensors, one component after another: the memory that it takes is that of the
+    largest (`benchmarks/README.md` has the figures for Stable Diffusion 2).
 
     Args:
         source: Folder in the authors' layout, or the id of such a repository on the Hub, which is downloaded into the
@@ -100,24 +100,32 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
     _check_target(target, source, force)
     folder = _local_folder(source)
     _check_layout(folder)
-    with _quiet_libraries():
-        text_encoder, image_encoder = _split_openclip(folder / "openclip")
+    with _quiet_libraries(), replaced_folder(target) as new:
+        clip = CLIPConfig.from_pretrained(folder / "openclip")
+        clip.text_config.num_hidden_layers -= 1
         promptnet, left_out = load_promptnet(folder / "promptnet")
         components = {
-            "vae": _load_whole(AutoencoderKL, folder / "vae"),
-            "text_encoder": text_encoder,
+            "promptnet": _written(new / "promptnet", promptnet),
+            "vae": _written(new / "vae", _load_whole(AutoencoderKL, folder / "vae")),
+            "unet": _written(new / "unet", _load_whole(UNet2DConditionModel, folder / "unet")),
+            "text_encoder": _written(
+                new / "text_encoder", _load_whole(CLIPTextModel, folder / "openclip", config=clip.text_config)
+            ),
+            "image_encoder": _written(
+                new / "image_encoder", _load_whole(CLIPVisionModel, folder / "openclip", config=clip.vision_config)
+            ),
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            "unet": _load_whole(UNet2DConditionModel, folder / "unet"),
             "scheduler": DDIMScheduler.from_config(
                 _read_json(folder / "scheduler", "scheduler_config.json"), **DDIM_SETTINGS
             ),
-            "promptnet": promptnet,
-            "image_encoder": image_encoder,
-            "feature_extractor": _make_feature_extractor(image_encoder.config.image_size),
+            "feature_extractor": _make_feature_extractor(clip.vision_config.image_size),
         }
+        for name in ("tokenizer", "scheduler", "feature_extractor"):
+            components[name].save_pretrained(new / name)
         _check_fit(folder, components)
         pipeline = ProFusionPipeline(**components, placeholder_alias=AUTHORS_PLACEHOLDER)
-        _write_whole(pipeline, target)
+        pipeline.save_config(new)
+        pipeline.complete_repository(new, target.name)
     return _facts(folder, components, left_out)
 
 
@@ -172,15 +180,6 @@ def _not_the_layout(folder: Path, what: str) -> ValueError:
     return ValueError(f"`source` must be in the layout of the authors' release (2023), in {str(folder)!r} {what}.")
 
 
-def _split_openclip(folder: Path) -> tuple[CLIPTextModel, CLIPVisionModel]:
-    config = CLIPConfig.from_pretrained(folder)
-    config.text_config.num_hidden_layers -= 1
-    return (
-        _load_whole(CLIPTextModel, folder, config=config.text_config),
-        _load_whole(CLIPVisionModel, folder, config=config.vision_config),
-    )
-
-
 def _load_whole(model_class, folder: Path, **kwargs):
     """from_pretrained that takes no half: it fills what a file lacks with random numbers and only warns."""
     try:
@@ -190,6 +189,12 @@ def _load_whole(model_class, folder: Path, **kwargs):
     if info["missing_keys"]:
         raise _not_the_layout(folder, f"weights are missing: {_shortened(info['missing_keys'])}")
     return model.to(torch.float32)
+
+
+def _written(folder: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """The model, on disk now and empty here: what follows has the memory for itself."""
+    model.save_pretrained(folder)
+    return model.to("meta")
 
 
 def _make_feature_extractor(size: int) -> CLIPImageProcessor:
@@ -298,21 +303,6 @@ def _facts(folder: Path, components: dict, left_out: list[str]) -> list[str]:
         changes = ", ".join(f"{key} {theirs.get(key)!r} became {ours[key]!r}" for key in sorted(changed))
         facts.append(f"scheduler keeps its betas, but {changes}: Fusion Sampling was made for that.")
     return facts
-
-
-def _write_whole(pipeline: ProFusionPipeline, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        pipeline.save_pretrained(new)
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(new, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
-            raise
 
 
 def _shortened(names, limit: int = 4) -> str:

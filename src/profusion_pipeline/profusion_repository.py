@@ -347,7 +347,8 @@ class RepositoryMixin:
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             new = Path(scratch, "new")
             super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
-            self._complete(new, repo_id, has_card=(target / CARD).exists(), base_model=base_model, license=license)
+            facts = dict(base_model=base_model, license=license)
+            self.complete_repository(new, repo_id, has_card=(target / CARD).exists(), **facts)
             if target.exists():
                 _move_into(new, target, variant)
             else:
@@ -392,7 +393,7 @@ class RepositoryMixin:
         with TemporaryDirectory() as scratch:
             folder = Path(scratch, repo_id.split("/")[-1])
             super().save_pretrained(folder, safe_serialization, variant=variant, max_shard_size=max_shard_size)
-            self._complete(folder, repo_id, has_card=False, base_model=base_model, license=license)
+            self.complete_repository(folder, repo_id, base_model=base_model, license=license)
             return upload_repository(
                 folder,
                 repo_id,
@@ -403,8 +404,24 @@ class RepositoryMixin:
                 subfolder=subfolder,
             )
 
-    def _complete(self, folder: Path, name: str, *, has_card: bool, **card_facts) -> None:
-        """What diffusers leaves out of a folder: the code, an index that names it, and the model card."""
+    def complete_repository(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        has_card: bool = False,
+        base_model: str | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Write what diffusers leaves out of a folder: the code, an index that names it, and the model card.
+
+        Args:
+            folder: With the components and diffusers' own index in it.
+            name: For the model card: Hub id or folder, as it stands in the examples.
+            has_card: Whether there is a model card already, which is kept.
+            base_model: For the model card: Hub id of the model that PromptNet was trained with.
+            license: For the model card: the Hub's word for a licence.
+        """
         mend_components(folder)
         code = method_files(self._method_file)
         for path, content in code.items():
@@ -415,8 +432,14 @@ class RepositoryMixin:
         names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": [module, "PromptNet"]}
         _write_json(folder / INDEX, index | names)
         if not has_card:
-            facts = dict(components=self.components, placeholder=self.config.placeholder, **card_facts)
-            (folder / CARD).write_text(model_card(name, **facts), encoding="utf-8")
+            card = model_card(
+                name,
+                components=self.components,
+                placeholder=self.config.placeholder,
+                base_model=base_model,
+                license=license,
+            )
+            (folder / CARD).write_text(card, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
