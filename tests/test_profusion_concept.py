@@ -166,10 +166,12 @@ def test_the_card_names_no_folder_as_a_hub_model(tmp_path):
 def test_push_and_load_over_http(tmp_path, monkeypatch):
     with serve() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "any")
         make().push_to_hub("ada/concept", private=True)
-        assert_same(Concept.from_pretrained("ada/concept", cache_dir=tmp_path, endpoint=hub.url), make())
+        assert_same(Concept.from_pretrained("ada/concept", cache_dir=tmp_path), make())
         repository = hub.repositories["ada/concept"]
     assert len(repository.commits) == 2  # that of making it, and ours
     commit = repository.commits[repository.refs["main"]]

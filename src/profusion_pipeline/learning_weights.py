@@ -45,7 +45,7 @@ def learning_weights(pipe: DiffusionPipeline, config: CustomizeConfig) -> Iterat
         >>> from profusion_pipeline import load_demo_pipeline
         >>> with learning_weights(load_demo_pipeline(), CustomizeConfig(mode="full")) as learning:
         ...     len([name for name in learning.weights if name.startswith("unet.")])
-        30
+        42
     """
     models = {"unet": pipe.unet, "promptnet": pipe.promptnet}
     with ExitStack() as undo:
