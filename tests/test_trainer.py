@@ -1,14 +1,8 @@
 import dataclasses
-import json
-import os
 import resource
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,14 +11,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hub_server import serve
-from profusion_pipeline.checkpoints import list_checkpoints
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_promptnet, train_steps
-from training import assert_same_bits, short_run, start, weights, write_base, write_portraits, write_shards
-
-# What a process started by a test finds on its path: this folder.
-ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+from training import (
+    assert_same_bits,
+    assert_same_run,
+    log_of,
+    short_run,
+    start,
+    weights,
+    write_base,
+    write_portraits,
+    write_shards,
+)
 
 
 @pytest.fixture(scope="module")
@@ -302,223 +301,8 @@ def test_a_repository_that_cannot_be_made_is_refused_before_any_work(folders, mo
     assert not folders["output"].exists()
 
 
-def test_the_trained_pipeline_is_published(folders):
-    """With the real client, over HTTP, in a process that knows of no other Hub; loaded again from there."""
-    words = ["train", "--model", folders["model"], "--data", folders["data"], "--output", folders["output"]]
-    words += ["--max-steps", 2, "--batch-size", 1, "--region-proj-channel", 8, "--mixed-precision", "bf16"]
-    words += ["--push-to-hub", "--hub-model-id", "me/portraits", "--placeholder", "person", "--prompt", "a person"]
-    code = f"""
-from profusion_pipeline import ProFusionPipeline
-from profusion_pipeline.cli import main
-words = {[str(word) for word in words]!r}
-import torch, urllib.request
-def refuse(what):
-    urllib.request.urlopen(urllib.request.Request({{hub!r}} + "/-/refuse", what.encode(), method="POST")).close()
-refuse("repos/create")
-assert main(words) == 1
-refuse("commit")
-assert main(words) == 1  # trained, but not published
-refuse("")
-assert main([*words, "--resume"]) == 0
-pipe = ProFusionPipeline.from_pretrained("me/portraits")
-torch.save(pipe.promptnet.state_dict(), {str(folders["output"] / "published.pt")!r})
-torch.save(pipe.unet.state_dict(), {str(folders["output"] / "published_unet.pt")!r})
-print(pipe.config.placeholder, pipe.scheduler.config.prediction_type)
-"""
-    with serve() as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HUB_DISABLE_XET": "1"}
-        cache = {"HF_HOME": str(folders["output"].with_name("hub"))}
-        ended = subprocess.run(
-            [sys.executable, "-c", code.replace("{hub!r}", repr(hub.url))],
-            capture_output=True,
-            text=True,
-            env=ENV | settings | cache,
-        )
-        assert ended.returncode == 0, ended.stderr
-        card = hub.repositories["me/portraits"].commits[hub.repositories["me/portraits"].refs["main"]]["README.md"]
-    assert ended.stdout.splitlines()[-1] == "person epsilon"
-    assert (
-        "`hub_model_id` must name a repository that can be made or written, 'me/portraits' is not one" in ended.stderr
-    )
-    assert_same_bits(
-        torch.load(folders["output"] / "published.pt", weights_only=True), weights(folders["output"] / "promptnet")
-    )
-    unet = load_file(folders["model"] / "unet" / "diffusion_pytorch_model.safetensors")  # not that of the run, in bf16
-    assert_same_bits(torch.load(folders["output"] / "published_unet.pt", weights_only=True), unet)
-    assert str(folders["model"]) not in card.decode()
-
-
 def test_without_accelerate_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.delitem(sys.modules, "profusion_pipeline.trainer")
     with pytest.raises(ImportError, match=r'Training needs accelerate: `pip install "profusion_pipeline\[train\]"`'):
         import profusion_pipeline.trainer  # noqa: F401
-
-
-def script(folder: Path, settings: str) -> list[str]:
-    """A file that trains with these settings, and the words that start it; folders are its arguments."""
-    file = folder / "train.py"
-    file.write_text(
-        "import sys\n"
-        "from profusion_pipeline.trainer import train_promptnet\n"
-        "from training import short_run\n"
-        "model, data, output = sys.argv[1:]\n"
-        f"train_promptnet(short_run(model=model, data=data, output=output, {settings}))\n"
-    )
-    return [sys.executable, str(file)]
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Same weights to the bit, same last checkpoint, same log but for the speed."""
-    assert_same_bits(weights(ours / "promptnet"), weights(theirs / "promptnet"))
-    ours_last, theirs_last = (list_checkpoints(path / "checkpoints")[-1] for path in (ours, theirs))
-    assert ours_last.name == theirs_last.name
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert_same_bits(load_file(ours_last / name), load_file(theirs_last / name))
-    ours_state, theirs_state = (
-        torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in (ours_last, theirs_last)
-    )
-    for key in theirs_state:
-        assert_same_bits(ours_state[key], theirs_state[key])
-    assert [line | {"images_per_second": 0} for line in log_of(ours)] == [
-        line | {"images_per_second": 0} for line in log_of(theirs)
-    ]
-
-
-def log_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    "kills, data",
-    [
-        (2, "stream"),
-        pytest.param(10, "folder", marks=pytest.mark.slow),
-        pytest.param(10, "stream", marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kills, data, folders, tmp_path):
-    words = [
-        "train",
-        "--model",
-        folders["model"],
-        "--max-steps",
-        15 * kills,
-        "--batch-size",
-        2,
-        "--learning-rate",
-        1e-3,
-    ]
-    words += ["--ema-decay", 0.9, "--region-proj-channel", 8, "--checkpoint-every", 2, "--log-every", 3]
-    if data == "stream":
-        words += ["--data", write_shards(tmp_path / "shards", shards=3, pictures=5), "--shuffle-buffer", 4]
-        words += ["--streaming", "--no-cache-latents", "--horizontal-flip"]
-    else:
-        words += ["--data", folders["data"], "--lr-scheduler", "cosine", "--gradient-accumulation-steps", 2]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    task = dict(words=[str(word) for word in words], whole=str(whole), killed=str(killed), kills=kills, seed=kills)
-    ended = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killing.py"), json.dumps(task)],
-        capture_output=True,
-        text=True,
-        env=ENV,
-    )
-    assert ended.returncode == 0, ended.stderr
-    report = json.loads(ended.stdout.splitlines()[-1])
-    print(report)
-    assert report["exit"] == 0, ended.stderr
-    assert [life["killed"] for life in report["lives"]] == [True] * kills
-    assert any(life["saving"] for life in report["lives"])  # some died while they wrote a checkpoint
-    assert report["lives"][-1]["whole"] < 15 * kills
-    assert_same_run(killed, whole)
-    assert not list(killed.rglob(".*.part"))
-
-
-@pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_exactly(folders, inputs, tmp_path):
-    command = script(tmp_path, "max_steps=100_000, checkpoint_every=1000")
-    process = subprocess.Popen([*command, *map(str, folders.values())], stderr=subprocess.PIPE, text=True, env=ENV)
-    log = folders["output"] / "log.jsonl"
-    while not (log.exists() and log.read_text()):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == -signal.SIGTERM
-    (checkpoint,) = (folders["output"] / "checkpoints").iterdir()
-    step = int(checkpoint.name.removeprefix("step-"))
-    assert step >= 2
-    assert not (folders["output"] / "promptnet").exists()
-
-    last = step + 2
-    whole = train_promptnet(short_run(**inputs, output=tmp_path / "whole", max_steps=last, checkpoint_every=1000))
-    resumed = train_promptnet(short_run(**folders, max_steps=last, checkpoint_every=1000, resume=True))
-    assert_same_bits(weights(resumed), weights(whole))
-
-
-def program(name: str) -> str:
-    """One that is installed beside this Python."""
-    return str(Path(sys.executable).with_name(name))
-
-
-def train(launcher: list, **settings) -> subprocess.CompletedProcess:
-    """`profusion train` as a launcher starts it."""
-    defaults = dict(batch_size=2, learning_rate=1e-3, ema_decay=0.9, region_proj_channel=8, log_every=1)
-    words = [
-        word
-        for name, value in (defaults | settings).items()
-        for word in ((f"--{name.replace('_', '-')}",) if value is True else (f"--{name.replace('_', '-')}", str(value)))
-    ]
-    command = [*launcher, program("profusion"), "train", *words, "--no-cache-latents"]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV | {"OMP_NUM_THREADS": "1"})
-
-
-TORCHRUN = [program("torchrun"), "--no-python", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE = [program("accelerate"), "launch", "--no_python", "--num_processes", "2"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", [TORCHRUN, [*ACCELERATE, "--multi_gpu", "--main_process_port", "0"]], ids=["torchrun", "accelerate"]
-)
-def test_two_processes_learn_as_one(launcher, folders, inputs, tmp_path):
-    settings = dict(max_steps=4, checkpoint_every=4, max_grad_norm=0.1, gradient_accumulation_steps=2)
-    ended = train(launcher, **folders, **settings)
-    assert ended.returncode == 0, ended.stderr
-    alone = dict(output=tmp_path / "alone", batch_size=4, cache_latents=False, log_every=1)
-    train_promptnet(short_run(**inputs, **settings | alone))
-    ours, theirs = folders["output"], tmp_path / "alone"
-    for path in (ours, theirs):  # two processes of two pictures, one of four; twice each
-        assert json.loads((path / "checkpoints" / "step-00000004" / "state.json").read_text())["samples_per_step"] == 8
-    assert [line["step"] for line in log_of(ours)] == [1, 2, 3, 4]
-    assert [line["loss"] for line in log_of(ours)] == pytest.approx([line["loss"] for line in log_of(theirs)], rel=1e-4)
-    averaged, expected = weights(ours / "promptnet"), weights(theirs / "promptnet")
-    for name in expected:
-        torch.testing.assert_close(averaged[name], expected[name], rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_accelerate_on_a_cpu_starts_one_process_which_is_refused(folders):
-    ended = train([*ACCELERATE, "--cpu"], **folders, max_steps=1)
-    assert ended.returncode != 0
-    assert "profusion: `accelerate launch --cpu` must start all processes, it has started one" in ended.stderr
-    assert not folders["output"].exists()
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_stream_and_resume_with_the_same_bits(folders, tmp_path):
-    folders["data"] = write_shards(tmp_path / "shards", shards=2, pictures=5)
-    settings = dict(**folders, streaming=True, shuffle_buffer=2, max_steps=4, checkpoint_every=2)
-    ended = train(TORCHRUN, **settings)
-    assert ended.returncode == 0, ended.stderr
-    whole = folders["output"].rename(tmp_path / "whole")
-    shutil.copytree(whole, folders["output"])
-    shutil.rmtree(folders["output"] / "promptnet")
-    shutil.rmtree(folders["output"] / "checkpoints" / "step-00000004")
-    ended = train(TORCHRUN, **settings, resume=True)
-    assert ended.returncode == 0, ended.stderr
-    assert_same_run(folders["output"], whole)
-    urls = [json.loads((whole / "checkpoints" / "step-00000004" / f"stream_{i}.json").read_text()) for i in (0, 1)]
-    assert [place["taken"] for place in urls] == [8, 8]
-    with pytest.raises(ValueError, match="num_processes was 2 and is 1 now"):
-        train_promptnet(short_run(**settings, cache_latents=False, batch_size=4, resume=True))

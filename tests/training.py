@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+from profusion_pipeline.checkpoints import list_checkpoints
 from profusion_pipeline.config import TrainingConfig
 from profusion_pipeline.training_run import TrainingRun
 from tiny import make_components
@@ -93,3 +94,24 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Same weights to the bit, same last checkpoint, same log but for the speed."""
+    assert_same_bits(weights(ours / "promptnet"), weights(theirs / "promptnet"))
+    ours_last, theirs_last = (list_checkpoints(path / "checkpoints")[-1] for path in (ours, theirs))
+    assert ours_last.name == theirs_last.name
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert_same_bits(load_file(ours_last / name), load_file(theirs_last / name))
+    ours_state, theirs_state = (
+        torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in (ours_last, theirs_last)
+    )
+    for key in theirs_state:
+        assert_same_bits(ours_state[key], theirs_state[key])
+    assert [line | {"images_per_second": 0} for line in log_of(ours)] == [
+        line | {"images_per_second": 0} for line in log_of(theirs)
+    ]
+
+
+def log_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
