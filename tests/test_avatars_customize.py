@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import score_customize
 from score_customize import (
+    COMPARED_AT,
     DEFAULT,
     FACTORS,
     MARKS,
@@ -27,9 +28,9 @@ def test_one_thing_is_varied_at_a_time():
     assert {one.base_guidance for one in chosen} == {True, False}
     for one in chosen:
         changed = {name for name, value in vars(one).items() if value != vars(Setting())[name]}
-        # Besides one thing, the sampler, and for the curves the guidance of pictures before and after.
-        assert len(changed - {"sampler"}) <= 1 or changed - {"sampler"} == {"steps", "factor"}
-        assert not one.steps or one.steps in VARIANTS[one.variant][1]
+        # Besides one thing, the sampler; for the curves the guidance, before and after; variants after fewer steps.
+        assert len(changed - {"sampler"}) <= 1 or changed - {"sampler"} in ({"steps", "factor"}, {"steps", "variant"})
+        assert one.variant == DEFAULT or one.steps == COMPARED_AT
 
 
 def test_rows_come_back_from_the_file(tmp_path):
@@ -81,7 +82,8 @@ def test_the_table_goes_between_the_marks(tmp_path):
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """One person, two steps, with the demo model."""
-    monkeypatch.setitem(VARIANTS, DEFAULT, ({"pool_size": 2}, (1, 2)))
+    monkeypatch.setitem(VARIANTS, DEFAULT, {"pool_size": 2})
+    monkeypatch.setattr(score_customize, "SNAPSHOTS", (1,))
     wanted = [Setting(steps=0), Setting(steps=2)]
     monkeypatch.setattr(score_customize, "settings", lambda: wanted[:1])
     run = dict(work=tmp_path, people=1, num_inference_steps=2, dtype="float32")
