@@ -32,7 +32,7 @@ def expect(pipe, settings: dict, which: str = "first") -> None:
     torch.testing.assert_close(latents(pipe), wanted, rtol=0, atol=0)
 
 
-def refused(call, *words: str) -> str:
+def refused(call, *words: str, case: str = "it") -> str:
     """What `call` says when it refuses."""
     try:
         call()
@@ -40,7 +40,7 @@ def refused(call, *words: str) -> str:
         for word in words:
             assert word in str(error), error
         return str(error)
-    raise AssertionError("it was not refused")
+    raise AssertionError(f"{case} was not refused")
 
 
 def ask(settings: dict, method: str, path: str, body: str = "") -> bytes:
@@ -103,7 +103,9 @@ def bare_saving_again_writes_the_same(settings):
     for target in (Path(settings["work"], "again"), Path(settings["work"], "and_again")):
         pipe.save_pretrained(target)
         for path in Path(settings["first"]).rglob("*"):
-            if path.is_file() and path.name != "README.md" and ".fp16." not in path.name:
+            # transformers 4 writes a loaded tokenizer's special tokens in another form than a new one's.
+            same = "tokenizer" not in path.parts and path.name != "README.md" and ".fp16." not in path.name
+            if path.is_file() and same:
                 assert (target / path.relative_to(settings["first"])).read_bytes() == path.read_bytes(), path
         pipe = DiffusionPipeline.from_pretrained(target, trust_remote_code=True)
     expect(pipe, settings)
@@ -335,13 +337,16 @@ def ours_interrupted_download_loads_nothing(settings):
 
     cache = Path(settings["work"], "interrupted")
     files = [path.relative_to(settings["first"]).as_posix() for path in Path(settings["first"]).rglob("*.*")]
-    needed = [path for path in files if not path.endswith((".py", ".md")) and ".fp16." not in path]
+    # Not needed: code and card; and transformers 4 writes special tokens twice, here and into tokenizer_config.json.
+    not_needed = (".py", ".md", "special_tokens_map.json")
+    needed = [path for path in files if not path.endswith(not_needed) and ".fp16." not in path]
     assert len(needed) > 15
     for path in needed:
         ask(settings, "POST", "/-/refuse", f"GET /me/first/resolve/.*/{path}$")
         try:
-            refused(lambda: ProFusionPipeline.from_pretrained("me/first", cache_dir=cache))
-            refused(lambda: ProFusionPipeline.from_pretrained("me/first", cache_dir=cache, local_files_only=True))
+            for offline in (False, True):
+                how = dict(cache_dir=cache, local_files_only=offline)
+                refused(lambda how=how: ProFusionPipeline.from_pretrained("me/first", **how), case=path)
         finally:
             ask(settings, "POST", "/-/refuse")
         shutil.rmtree(cache)

@@ -308,6 +308,15 @@ def test_loads_with_this_code(saved):
     assert loaded["_class_name"] == "ProFusionPipeline" and unused == {}
 
 
+def test_half_a_tokenizer_is_refused(saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "mine"))
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(OSError, match="'.*mine' is not whole, tokenizer/tokenizer_config.json is missing"):
+        ProFusionPipeline.from_pretrained(folder)
+    tokenizer = make_tokenizer()
+    assert ProFusionPipeline.from_pretrained(folder, tokenizer=tokenizer).tokenizer is tokenizer
+
+
 def test_from_pipe_shares_components_both_ways(components):
     names = (
         "vae",

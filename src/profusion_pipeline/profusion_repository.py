@@ -456,13 +456,21 @@ class RepositoryMixin:
             The pipeline.
 
         Raises:
-            OSError: There is no pipeline there.
+            OSError: There is no pipeline there, or not all of one.
             ValueError: A component is missing, or the repository brings code of its own for another component.
         """
         given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]  # the newer name, and that before 0.40
         keyword = "dtype" if compare_versions("diffusers", ">=", "0.40") else "torch_dtype"
         kwargs[keyword] = next((dtype for dtype in given if dtype is not None), torch.float32)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # Every other part refuses to load from half of its files. From the cache of huggingface_hub before 1.0, which
+        # doesn't know what an interrupted download left out, a tokenizer would load with settings of its own.
+        if "tokenizer" not in kwargs and not Path(pipe.tokenizer.name_or_path, "tokenizer_config.json").is_file():
+            raise OSError(
+                f"{str(pretrained_model_name_or_path)!r} is not whole, tokenizer/tokenizer_config.json is missing: an "
+                "interrupted download goes on when it is loaded again with a connection to the Hub."
+            )
+        return pipe
 
     @classmethod
     def load_config(cls, *args, **kwargs) -> dict | tuple:
