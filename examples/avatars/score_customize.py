@@ -83,7 +83,7 @@ class Results:
 
     def add(self, setting: Setting, person: int, identity: float, prompt: float) -> None:
         self.rows[setting, person] = (identity, prompt)
-        row = [*vars(setting).values(), person, f"{identity:.6f}", f"{prompt:.6f}"]
+        row = [*vars(setting).values(), person, identity, prompt]
         with self.path.open("a", newline="") as file:  # a line at once, so that several workers can share the file
             if file.tell() == 0:
                 csv.writer(file).writerow([*self.names, "person", "identity", "prompt"])
@@ -144,7 +144,7 @@ class Study:
         wanted = [Portrait(portrait.identity, replace(portrait.control, **values)) for _, values in asked]
         identity = agreement(self.reader, images, wanted, [set(IDENTITY_VALUES)] * len(texts))
         prompt = agreement(self.reader, images, wanted, [set(values) for _, values in asked])
-        return float(np.nanmean(identity)), float(np.nanmean(prompt))
+        return round(float(np.nanmean(identity)), 6), round(float(np.nanmean(prompt)), 6)
 
 
 def table(results: Results) -> str:
@@ -176,14 +176,8 @@ def plot(results: Results, path: Path) -> None:
     steps = [Setting(steps=steps) for steps in (0, *SNAPSHOTS)]
     _draw(right, results, steps, "0, 20, 50, 100 and 200 steps of rank 4", "C2", "-")
     for number, variant in enumerate(name for name in VARIANTS if name != DEFAULT):
-        _draw(
-            right,
-            results,
-            [Setting(variant=variant, steps=COMPARED_AT)],
-            f"{variant}, {COMPARED_AT} steps",
-            f"C{number + 3}",
-            "",
-        )
+        shown = [Setting(variant=variant, steps=COMPARED_AT)]
+        _draw(right, results, shown, f"{variant}, {COMPARED_AT} steps", f"C{number + 3}", "")
     _draw(right, results, [Setting(base_guidance=True)], "∅ and C by the base", "black", "")
     right.set(title=FUSION, xlabel="prompt")
     for axes in (left, right):
