@@ -11,7 +11,7 @@ from ..reference_images import load_reference_image
 
 FOLDER = Path(__file__).parent
 
-# Settings for the demo model: the best of nine tried on twelve validation people. The call's own defaults are for SD2.
+# Settings for the demo model: the best of eight tried on twelve validation people. The call's own defaults are for SD2.
 DEMO_SETTINGS = {
     "class_noun": "a person",
     "guidance_scale": 5.0,
