@@ -144,22 +144,28 @@ def run_fresh(settings: dict, names: list[str], folder: Path) -> dict[str, str |
     return json.loads(done.stdout.splitlines()[-1])
 
 
-KINDS = {kind: [name for name in hub_checks.CHECKS if name.startswith(kind)] for kind in ("bare", "ours")}
+BARE = [name for name in hub_checks.CHECKS if name.startswith("bare_")]
+OURS = [name for name in hub_checks.CHECKS if name.startswith("ours_")]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def outcomes(settings, request, tmp_path_factory):
-    return run_fresh(settings, KINDS[request.param], tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def outcomes_bare(settings, tmp_path_factory):
+    return run_fresh(settings, BARE, tmp_path_factory.mktemp("bare"))
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "name"),
-    [(kind, name) for kind, names in KINDS.items() for name in names],
-    indirect=["outcomes"],
-    ids=hub_checks.CHECKS,
-)
-def test_in_one_fresh_process(outcomes, name):
-    assert outcomes[name] is None, outcomes[name]
+@pytest.fixture(scope="module")
+def outcomes_ours(settings, tmp_path_factory):
+    return run_fresh(settings, OURS, tmp_path_factory.mktemp("ours"))
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_where_nothing_of_ours_is_installed(outcomes_bare, name):
+    assert outcomes_bare[name] is None, outcomes_bare[name]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_where_the_package_is_installed(outcomes_ours, name):
+    assert outcomes_ours[name] is None, outcomes_ours[name]
 
 
 @pytest.mark.slow
