@@ -3,7 +3,7 @@
 Weights are random. Every mode runs in a process of its own. The figures go to `results/` and into the tables of this
 folder's README. On a GPU that is all modes at 50 steps; on a CPU, to see that it runs at all:
 
-    python benchmarks/full_size.py --device cpu --steps 2 --runs 1 --warm-up-steps 1
+    python benchmarks/full_size.py --device cpu --steps 2 --runs 1 --warm-up-steps 0
 """
 
 import argparse
