@@ -153,11 +153,10 @@ def make_table(results: dict) -> str:
     rows = []
     for name, figures in results["modes"].items():
         if "failed" in figures:
-            rows.append([name, f"failed: {figures['failed']}", "", ""])
+            rows.append([name, f"failed: {figures['failed']}", ""])
         else:
-            digits = {"gib_before": 3, "gib_peak": 3, "seconds": 1}
-            rows.append([name, *(f"{figures[key]:.{count}f}" for key, count in digits.items())])
-    heads = ["mode", f"{place} before the call, GiB", "at its peak, GiB", "s / call"]
+            rows.append([name, f"{figures['gib_before']:.3f}", f"{figures['gib_peak']:.3f}"])
+    heads = ["mode", f"{place} before the call, GiB", "at its peak, GiB"]
     return f"{results['device']} ({facts})\n\n{measuring.table(heads, rows)}"
 
 

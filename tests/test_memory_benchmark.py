@@ -45,4 +45,4 @@ def test_figures_and_table(tmp_path):
 
 def test_a_mode_that_failed_is_in_the_table():
     results = {"device": "a CPU", "size": "tiny", "on": "cpu", "modes": {"float16": {"failed": "no such kernel"}}}
-    assert "| float16 | failed: no such kernel |  |  |" in memory.make_table(results)
+    assert "| float16 | failed: no such kernel |  |" in memory.make_table(results)
