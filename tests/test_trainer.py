@@ -66,8 +66,9 @@ def assert_close_gradients(ours, theirs, tolerance) -> None:
 
 def test_the_loss_falls_on_a_few_pictures(folders):
     run = start(short_run(**folders, max_steps=30, learning_rate=3e-3, batch_size=8))
-    losses = [record.loss.item() for record in train_steps(run)]
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    first, *_ = (record.loss.item() for record in train_steps(run))
+    run.step = 0
+    assert next(train_steps(run)).loss < 0.7 * first  # of the same pictures, noise and timesteps
 
 
 def test_only_promptnet_learns(folders):

@@ -83,19 +83,20 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
         >>> components = load_training_components(config)  # doctest: +SKIP
     """
     vision = dict(repository=config.image_encoder) if config.image_encoder else {}
-    unet = _load(config, UNet2DConditionModel, "unet")
-    text_encoder = _load(config, CLIPTextModel, "text_encoder")
-    image_encoder = _load(config, CLIPVisionModel, "image_encoder", **vision)
-    components = TrainingComponents(
-        vae=_load(config, AutoencoderKL, "vae"),
-        text_encoder=text_encoder,
-        tokenizer=_load(config, CLIPTokenizer, "tokenizer"),
-        unet=unet,
-        noise_schedule=_load_noise_schedule(config),
-        image_encoder=image_encoder,
-        feature_extractor=_load(config, CLIPImageProcessor, "feature_extractor", **vision),
-        promptnet=_load_or_start_promptnet(config, unet, text_encoder, image_encoder),
-    )
+    with torch.random.fork_rng(devices=[]):  # some versions of the libraries draw first weights before they load others
+        unet = _load(config, UNet2DConditionModel, "unet")
+        text_encoder = _load(config, CLIPTextModel, "text_encoder")
+        image_encoder = _load(config, CLIPVisionModel, "image_encoder", **vision)
+        components = TrainingComponents(
+            vae=_load(config, AutoencoderKL, "vae"),
+            text_encoder=text_encoder,
+            tokenizer=_load(config, CLIPTokenizer, "tokenizer"),
+            unet=unet,
+            noise_schedule=_load_noise_schedule(config),
+            image_encoder=image_encoder,
+            feature_extractor=_load(config, CLIPImageProcessor, "feature_extractor", **vision),
+            promptnet=_load_or_start_promptnet(config, unet, text_encoder, image_encoder),
+        )
     for model in (components.vae, text_encoder, unet, image_encoder):
         model.float().eval().requires_grad_(False)
     components.promptnet.float().train()
@@ -132,14 +133,13 @@ def _load_or_start_promptnet(
         text_embed_dim=text_encoder.config.hidden_size,
     )
     if not _has_promptnet(config.model):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            return PromptNet.from_unet(
-                unet,
-                **widths,
-                region_kernel_size=config.region_kernel_size,
-                region_proj_channel=config.region_proj_channel,
-            )
+        torch.manual_seed(config.seed)
+        return PromptNet.from_unet(
+            unet,
+            **widths,
+            region_kernel_size=config.region_kernel_size,
+            region_proj_channel=config.region_proj_channel,
+        )
     promptnet = _load(config, PromptNet, "promptnet")
     for name, width in {**widths, "in_channels": unet.config.in_channels}.items():
         if promptnet.config[name] != width:
