@@ -22,6 +22,11 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = dict(size="tiny", device="cpu", dtype="float32", steps=3, runs=1, warm_up_steps=0, backend="eager")
 
 
+def with_compiling_slow(modes) -> list:
+    """Half a minute each, most of it torch reading the models."""
+    return [pytest.param(mode, marks=[pytest.mark.slow] * ("compiled" in mode)) for mode in modes]
+
+
 @pytest.fixture(scope="module")
 def customize():
     """By its path: an example has the same name."""
@@ -66,7 +71,7 @@ def test_random_weights():
 # ------------------------------------------------------------------------------------------------- full_size.py
 
 
-@pytest.mark.parametrize("mode", [name for name in full_size.MODES if "xFormers" not in name])
+@pytest.mark.parametrize("mode", with_compiling_slow(name for name in full_size.MODES if "xFormers" not in name))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 def test_every_mode_of_full_size(mode):
     torch.compiler.reset()
@@ -159,7 +164,10 @@ def test_convert_table():
 
 
 @pytest.mark.parametrize(
-    "mode", ["lora", "lora, float16", "lora, gradient checkpointing", "lora, compiled", "full, gradient checkpointing"]
+    "mode",
+    with_compiling_slow(
+        ["lora", "lora, float16", "lora, gradient checkpointing", "lora, compiled", "full, gradient checkpointing"]
+    ),
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 def test_modes_of_customize(customize, mode):
