@@ -53,7 +53,13 @@ LAYERS = {
 
 CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub", "safetensors"}
 TRAINING = {"accelerate", "peft", "datasets", "tqdm"}  # of the extra `train`, and what comes with it
-EXTRAS = {"learning_weights": TRAINING | {"bitsandbytes"}, "picture_stream": TRAINING, "trainer": TRAINING, "training_run": TRAINING, "training_components": TRAINING}
+EXTRAS = {
+    "learning_weights": TRAINING | {"bitsandbytes"},
+    "picture_stream": TRAINING,
+    "trainer": TRAINING,
+    "training_run": TRAINING,
+    "training_components": TRAINING,
+}
 
 # The method: these files are also the files of a Hub repository, where nothing but themselves can be imported.
 SHIPPED = {
