@@ -11,7 +11,6 @@ import gc
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +117,7 @@ def resident(key: str) -> float:
 
 
 def measure(name: str, *, size: str, device: str, steps: int) -> dict[str, float]:
-    """One mode in this process: GiB before the call and at its peak, and its seconds."""
+    """One mode in this process: GiB before the call and at its peak."""
     mode = MODES[name]
     torch.manual_seed(0)
     pipe = build(size, mode.dtype, mode.starts_on or device)
@@ -132,7 +131,6 @@ def measure(name: str, *, size: str, device: str, steps: int) -> dict[str, float
         ctypes.CDLL(None).malloc_trim(0)  # what building freed goes back to the system
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = resident("VmRSS")
-    began = time.perf_counter()
     pipe(
         "a portrait of S*, at the beach",
         image=demo_portraits()[0],
@@ -141,9 +139,8 @@ def measure(name: str, *, size: str, device: str, steps: int) -> dict[str, float
         num_images_per_prompt=mode.num_pictures,
         generator=torch.Generator().manual_seed(0),
     )
-    seconds = time.perf_counter() - began
     peak = measuring.peak_on_device(device) if device == "cuda" else resident("VmHWM")
-    return {"gib_before": before, "gib_peak": peak, "seconds": seconds}
+    return {"gib_before": before, "gib_peak": peak}
 
 
 def make_table(results: dict) -> str:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not measuring.Path("/proc/self/clear_refs").exis
 )
 def test_modes_run(name):
     figures = memory.measure(name, size="tiny", device="cpu", steps=1)
-    assert 0 < figures["gib_before"] <= figures["gib_peak"] and figures["seconds"] > 0
+    assert 0 < figures["gib_before"] <= figures["gib_peak"]
 
 
 def test_the_peak_begins_anew():
