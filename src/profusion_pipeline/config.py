@@ -344,7 +344,7 @@ class CustomizeConfig:
     steps: int = setting(100, help="Optimiser steps.", minimum=1)
     batch_size: int = setting(4, help="Pairs of reference and target per step.", minimum=1)
     learning_rate: float | None = setting(
-        None, help="Learning rate of AdamW; 1e-3 in lora mode and 2e-5 (the authors') in full mode if not given."
+        None, help="Learning rate of AdamW; 3e-4 in lora mode and 2e-5 (the authors') in full mode if not given."
     )
     weight_decay: float = setting(1e-2, help="AdamW's decoupled weight decay.", minimum=0.0)
     max_grad_norm: float = setting(
@@ -407,4 +407,4 @@ class CustomizeConfig:
     @property
     def rate(self) -> float:
         """The learning rate given, or the one that suits the mode."""
-        return {"lora": 1e-3, "full": 2e-5}[self.mode] if self.learning_rate is None else self.learning_rate
+        return {"lora": 3e-4, "full": 2e-5}[self.mode] if self.learning_rate is None else self.learning_rate
