@@ -389,31 +389,15 @@ class ProFusionPipeline(
             latents = latents.to(device)
 
         # 6. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on.
-        # Both lay their rows out anew at every step, because a callback may have changed scales and text states.
         step_settings = self.prepare_extra_step_kwargs(generator, eta)
+        fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 continue
-            fusion = GuidanceRows.plan(
-                null_states,
-                class_states,
-                references.owner,
-                class_weight=0.0,
-                subject_weights=[self.fusion_guidance_scale * proportion for proportion in references.proportions],
-                subject_scale=fusion_subject_scale,
-            )
             for _ in range(num_fusion_steps if levels[i] else 0):
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
                 model_output = self._predict(latents, t, fusion, references)
                 latents = self._fuse(latents, model_output, noise, levels[i], shares[i])
-            refinement = GuidanceRows.plan(
-                null_states,
-                class_states,
-                references.owner,
-                class_weight=self.class_guidance_scale,
-                subject_weights=[self.guidance_scale * weight for weight in references.weights],
-                subject_scale=1.0,
-            )
             model_output = self._predict(latents, t, refinement, references)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
@@ -422,6 +406,7 @@ class ProFusionPipeline(
                 asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 changed = callback_on_step_end(self, i, t, asked)
                 latents, class_states, null_states = (changed.get(name, tensor) for name, tensor in tensors.items())
+                fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
 
         # 7. Decode
         if output_type == "latent":
@@ -438,6 +423,32 @@ class ProFusionPipeline(
         if not return_dict:
             return images, has_nsfw_concept
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
+
+    def _plan_rows(
+        self,
+        null_states: torch.Tensor,
+        class_states: torch.Tensor | None,
+        references: ReferenceRows,
+        fusion_subject_scale: float,
+    ) -> tuple[GuidanceRows, GuidanceRows]:
+        """The rows of both stages, with the scales of now."""
+        fusion = GuidanceRows.plan(
+            null_states,
+            class_states,
+            references.owner,
+            class_weight=0.0,
+            subject_weights=[self.fusion_guidance_scale * proportion for proportion in references.proportions],
+            subject_scale=fusion_subject_scale,
+        )
+        refinement = GuidanceRows.plan(
+            null_states,
+            class_states,
+            references.owner,
+            class_weight=self.class_guidance_scale,
+            subject_weights=[self.guidance_scale * weight for weight in references.weights],
+            subject_scale=1.0,
+        )
+        return fusion, refinement
 
     def _predict(
         self, latents: torch.Tensor, t: torch.Tensor, rows: GuidanceRows, references: ReferenceRows
