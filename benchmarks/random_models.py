@@ -146,7 +146,7 @@ def fill(model: nn.Module, *, dtype: torch.dtype, device: str) -> None:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             values = torch.empty(parameter.shape, dtype=dtype, device=device)
-            module.register_parameter(name, nn.Parameter(draw_(values, name), requires_grad=False))
+            module.register_parameter(name, nn.Parameter(draw_(values, name)))
     model.to(device).eval()  # what is no parameter
 
 
