@@ -44,6 +44,7 @@ from .modeling_promptnet import PromptNet
 from .noise_levels import NoiseLevel, follow_fusion, fusion_levels
 from .profusion_adapters import ConceptLoaderMixin
 from .profusion_batch import list_class_prompts, list_per_prompt, list_prompts, list_subjects, list_texts, list_weights
+from .profusion_card import model_card
 from .profusion_concept import Concept
 from .profusion_inputs import (
     check_choice,
@@ -61,6 +62,7 @@ from .profusion_inputs import (
     choose_size,
     read_lora_scale,
 )
+from .profusion_loading import LoadingMixin
 from .profusion_repository import RepositoryMixin
 from .profusion_rows import GuidanceRows, ReferenceRows
 from .profusion_running_call import RunningCallMixin
@@ -90,6 +92,7 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 class ProFusionPipeline(
     ConceptLoaderMixin,
     RunningCallMixin,
+    LoadingMixin,
     RepositoryMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
@@ -127,6 +130,7 @@ class ProFusionPipeline(
     # VAE); the other two are loaded at their first use and stay until the call ends.
     model_cpu_offload_seq = "image_encoder->unet->vae"
     _method_file = Path(__file__)
+    _model_card = staticmethod(model_card)
     _promptnet_class = PromptNet
     _concept_class = Concept
     _optional_components = ["image_encoder", "feature_extractor", "safety_checker"]
@@ -143,7 +147,7 @@ class ProFusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        promptnet: PromptNet | ModelMixin,  # of a repository's code: diffusers makes that class anew at every load
+        promptnet: PromptNet | ModelMixin,  # of another repository's code
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,

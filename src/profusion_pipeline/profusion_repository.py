@@ -1,4 +1,4 @@
-"""What a folder or Hub repository of a ProFusionPipeline holds, and how the pipeline writes and reads one.
+"""What a folder or Hub repository of a ProFusionPipeline holds, and how the pipeline writes one.
 
     model_index.json                         the index; written last, so that half a folder never loads
     README.md                                the model card; one that is there already is kept
@@ -22,10 +22,8 @@ from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
-from diffusers.utils.import_utils import compare_versions
-from huggingface_hub import CommitInfo, ModelCardData, create_repo, list_repo_files, upload_folder
+from huggingface_hub import CommitInfo, create_repo, list_repo_files, upload_folder
 
 INDEX, CARD = "model_index.json", "README.md"
 HASH = "[0-9a-f]{12}"
@@ -151,79 +149,6 @@ def superseded_files(there: Collection[str], new: Collection[str], variant: str 
     return sorted(path for path in there if goes(path))
 
 
-def model_card(
-    name: str, *, components: dict, placeholder: str, base_model: str | None = None, license: str | None = None
-) -> str:
-    """The README of a repository, to be completed by whoever publishes it.
-
-    Args:
-        name: Repository id or folder, as it stands in the examples.
-        components: Of the pipeline, by name.
-        placeholder: What stands for the subject in a prompt.
-        base_model: Hub id of the text-to-image model that PromptNet was trained with.
-        license: The Hub's word for a licence, such as `openrail++`.
-
-    Returns:
-        Markdown with the Hub's metadata in front.
-
-    Example:
-        >>> "license: mit" in model_card("me/mine", components={}, placeholder="S*", license="mit")
-        True
-    """
-    data = ModelCardData(
-        license=license,
-        base_model=base_model,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["profusion", "personalization", "diffusers"],
-    )
-    rows = [
-        f"| `{part}` | {type(one).__name__} | {_millions(one)} |" for part, one in components.items() if one is not None
-    ]
-    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "not recorded when this was saved"
-    terms = f"`{license}`" if license else "not stated when this was saved; the base model's terms apply in any case"
-    return "\n".join(
-        [
-            f"---\n{data.to_yaml()}\n---\n",
-            f"# {name}\n",
-            "One portrait and a prompt in, pictures of that person out: a ProFusion pipeline",
-            "([Zhou et al. 2023](https://arxiv.org/abs/2305.13579)). PromptNet turns a photo into a pseudo word",
-            f"`{placeholder}`; Fusion Sampling keeps the details of the face and the words of the prompt together.\n",
-            "## How it was made\n",
-            f"Base model: {base}. Licence: {terms}.\n",
-            "| part | class | million parameters |\n|---|---|---|",
-            *rows,
-            "\n## How to use it\n",
-            "Without anything installed but diffusers and transformers. This runs the code in this repository:\n",
-            "```python\nfrom diffusers import DiffusionPipeline\n",
-            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
-            f'pipe("{placeholder} as an astronaut", image="photo.jpg", class_noun="person").images[0]\n```\n',
-            "With the package `profusion_pipeline` installed, which runs its own code only:\n",
-            "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
-            f'pipe = ProFusionPipeline.from_pretrained("{name}")\n```\n',
-            "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
-            "```python\nfrom diffusers import DiffusionPipeline\n",
-            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
-            "parts = {part: pipe.components[part] for part in "
-            '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
-            "other = DiffusionPipeline.from_pretrained(",
-            f'    "another/stable-diffusion-2", custom_pipeline="{name}", trust_remote_code=True, **parts',
-            ")\n```\n",
-            "## Limits\n",
-            "The likeness is not perfect and differs from person to person; it was learnt from the pictures that",
-            "PromptNet was trained on and fails on what they did not show. One person to a picture.\n",
-            "## Responsible use\n",
-            "Ask people before you make pictures of them, and say that the pictures are generated. Not for deceiving,",
-            "harassing or identifying anybody. The pipeline marks nothing and checks nothing unless it has a safety",
-            "checker.\n",
-        ]
-    )
-
-
-def _millions(component) -> str:
-    return f"{component.num_parameters() / 1e6:,.1f}" if isinstance(component, torch.nn.Module) else ""
-
-
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -292,9 +217,9 @@ def upload_repository(
 
 
 class RepositoryMixin:
-    """Writing and reading a pipeline as a repository that loads anywhere, also where this code is not installed.
+    """Writing a pipeline as a repository that loads anywhere, also where this code is not installed.
 
-    The class it is mixed into says `_method_file`, the file that it stands in, and `_promptnet_class`.
+    The class it is mixed into says `_method_file`, the file that it stands in, and `_model_card`, what writes the card.
 
     Example:
         >>> from profusion_pipeline import ProFusionPipeline
@@ -432,7 +357,7 @@ class RepositoryMixin:
         names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": [module, "PromptNet"]}
         _write_json(folder / INDEX, index | names)
         if not has_card:
-            card = model_card(
+            card = self._model_card(
                 name,
                 components=self.components,
                 placeholder=self.config.placeholder,
@@ -440,60 +365,3 @@ class RepositoryMixin:
                 license=license,
             )
             (folder / CARD).write_text(card, encoding="utf-8")
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Load a pipeline from a folder or the Hub with this code: code in the repository is never run.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id; of a ProFusion pipeline, or of Stable Diffusion with
-                `promptnet=` and the other parts that it lacks.
-            **kwargs: As of `DiffusionPipeline.from_pretrained`: `dtype` (for all models or a dictionary by component;
-                float32 if not given, whatever the files are in), `variant`, `revision`, `device_map`, components that
-                take the place of the repository's, and so on.
-
-        Returns:
-            The pipeline.
-
-        Raises:
-            OSError: There is no pipeline there, or not all of one.
-            ValueError: A component is missing, or the repository brings code of its own for another component.
-        """
-        given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]  # the newer name, and that before 0.40
-        keyword = "dtype" if compare_versions("diffusers", ">=", "0.40") else "torch_dtype"
-        kwargs[keyword] = next((dtype for dtype in given if dtype is not None), torch.float32)
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        # Every other part refuses to load from half of its files. From the cache of huggingface_hub before 1.0, which
-        # doesn't know what an interrupted download left out, a tokenizer would load with settings of its own.
-        if "tokenizer" not in kwargs and not Path(pipe.tokenizer.name_or_path, "tokenizer_config.json").is_file():
-            raise OSError(
-                f"{str(pretrained_model_name_or_path)!r} is not whole, tokenizer/tokenizer_config.json is missing: an "
-                "interrupted download goes on when it is loaded again with a connection to the Hub."
-            )
-        return pipe
-
-    @classmethod
-    def load_config(cls, *args, **kwargs) -> dict | tuple:
-        """As `ConfigMixin.load_config`, but PromptNet is this code's class, not a file of the repository.
-
-        Args:
-            *args: As there.
-            **kwargs: As there.
-
-        Returns:
-            The index.
-        """
-        loaded = super().load_config(*args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
-        if index.get("promptnet", [None, None])[1] == "PromptNet":
-            index["promptnet"] = [cls._promptnet_class.__module__, "PromptNet"]
-        return loaded
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
-        # Both loading and downloading read the index here. A name with a module in front is what makes diffusers fetch
-        # and run that module.
-        index = super()._dict_from_json_file(json_file, **kwargs)
-        if isinstance(index["_class_name"], list):
-            index["_class_name"] = index["_class_name"][1]
-        return index
