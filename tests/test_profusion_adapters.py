@@ -5,6 +5,7 @@ from torch import nn
 
 from concepts import PROMPTS, QUICK, assert_same, everything, merged, photo, sample, tiny_pipeline
 from profusion_pipeline.customize import customize
+from profusion_pipeline.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.profusion_adapters import active_adapters, base_hash, base_weights, changed_weights
 from tiny import make_components
 
@@ -218,6 +219,33 @@ def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["concept", "lora"])
+def test_a_pipeline_with_adapters_is_not_saved(pipe, learnt, kind, tmp_path):
+    from peft import LoraConfig
+
+    def refused():
+        return pytest.raises(ValueError, match=r"can't be saved while unet.* hold adapters: `unload_concept\(\)`")
+
+    if kind == "concept":
+        pipe.load_concept(learnt["ada"])
+    else:
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_v"]), "style")
+    with refused():
+        pipe.save_pretrained(tmp_path / "saved")
+    with refused():
+        pipe.push_to_hub("me/saved")
+    assert not (tmp_path / "saved").exists()
+    pipe.unload_concept() if kind == "concept" else pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "saved")
+    assert hash_of(ProFusionPipeline.from_pretrained(tmp_path / "saved")) == hash_of(pipe)
+
+
+def test_a_pipeline_with_a_full_concept_is_saved_without_it(pipe, learnt, tmp_path):
+    pipe.load_concept(learnt["full"])
+    pipe.save_pretrained(tmp_path)
+    assert hash_of(ProFusionPipeline.from_pretrained(tmp_path)) == hash_of(tiny_pipeline())
 
 
 def test_a_concept_for_another_base(learnt):

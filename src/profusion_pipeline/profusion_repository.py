@@ -259,7 +259,9 @@ class RepositoryMixin:
         Raises:
             NotADirectoryError: `save_directory` is a file.
             TypeError: An argument is unknown, or has no meaning without `push_to_hub`.
+            ValueError: Concepts or LoRAs are loaded.
         """
+        self._check_no_adapters()
         if kwargs and not push_to_hub:
             raise TypeError(f"`save_pretrained` takes {', '.join(kwargs)} with `push_to_hub=True` only.")
         target = Path(os.path.abspath(save_directory))
@@ -313,7 +315,11 @@ class RepositoryMixin:
 
         Returns:
             The commit.
+
+        Raises:
+            ValueError: Concepts or LoRAs are loaded.
         """
+        self._check_no_adapters()
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as scratch:
             folder = Path(scratch, repo_id.split("/")[-1])
@@ -327,6 +333,15 @@ class RepositoryMixin:
                 token=token,
                 create_pr=create_pr,
                 subfolder=subfolder,
+            )
+
+    def _check_no_adapters(self) -> None:
+        """Layers with adapters have other weights' names, which nothing would load again."""
+        changed = [name for name, part in self.components.items() if getattr(part, "peft_config", None)]
+        if changed:
+            raise ValueError(
+                f"A pipeline can't be saved while {' and '.join(changed)} hold adapters: `unload_concept()`, and "
+                "`unload_lora_weights()` if there are LoRAs. Concepts are saved by themselves."
             )
 
     def complete_repository(
