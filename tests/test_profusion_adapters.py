@@ -218,6 +218,27 @@ def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
     assert torch.equal(sample(pipe, image=photo()), images)
 
 
+def offload(pipe) -> None:
+    """What `enable_sequential_cpu_offload` does, which insists on an accelerator."""
+    accelerate = pytest.importorskip("accelerate")
+    for component in ("text_encoder", "unet", "promptnet"):
+        accelerate.cpu_offload(getattr(pipe, component), torch.device("cpu"), offload_buffers=True)
+
+
+def test_loaded_before_sequential_offload(pipe, learnt):
+    pipe.load_concept(learnt["ada"])
+    in_memory = {}
+    for scale in (0, 1):
+        pipe.set_concept_scale(scale)
+        in_memory[scale] = sample(pipe)
+    assert not torch.equal(in_memory[0], in_memory[1])
+    offload(pipe)
+    assert pipe.unet.device.type == "meta"
+    for scale, latents in in_memory.items():
+        pipe.set_concept_scale(scale)
+        assert torch.equal(sample(pipe), latents)
+
+
 # --- What is refused ------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +324,19 @@ def test_contradictions_of_a_call(pipe, learnt):
     for settings in (dict(concept="full", base_guidance=True), dict(concept=["ada", "full"])):
         with pytest.raises(ValueError, match="'full' was made in full mode, .* with `base_guidance=False`"):
             sample(pipe, **settings)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "group"])
+def test_a_full_concept_under_offloading(pipe, learnt, kind):
+    from diffusers.hooks import apply_group_offloading
+
+    pipe.load_concept(learnt["full"])
+    if kind == "sequential":
+        offload(pipe)
+    else:
+        apply_group_offloading(pipe.unet, torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(ValueError, match="'concept' was made in full mode, .* under sequential or group off-loading"):
+        sample(pipe)
 
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])

@@ -382,6 +382,11 @@ class ConceptLoaderMixin:
                 )
             if self.concepts[name].concept.mode == "lora":
                 self._check_adapters(name)
+            elif _is_offloaded(self.unet) or _is_offloaded(self.promptnet):
+                raise ValueError(
+                    f"The concept {name!r} was made in full mode, which changes weights in memory: it can't be used "
+                    "under sequential or group off-loading."
+                )
         return list(names)
 
     def _check_adapters(self, name: str) -> None:
@@ -422,6 +427,12 @@ class ConceptLoaderMixin:
         names = [BASE if base else adapter for base, adapter in zip(is_base, adapters, strict=True)]
         with adapters_of_rows(model, names):
             yield
+
+
+def _is_offloaded(model: nn.Module) -> bool:
+    """Whether layers fetch their weights from elsewhere when they run, so that nobody else can change them."""
+    hooks = [layer._diffusers_hook.hooks for layer in model.modules() if hasattr(layer, "_diffusers_hook")]
+    return any("group_offloading" in names for names in hooks) or any(weight.is_meta for weight in model.parameters())
 
 
 def _adapter(name: str) -> str:
