@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import sysconfig
+
 import pytest
 import torch
 from diffusers.utils import is_peft_available
@@ -216,6 +221,38 @@ def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
     pipe.unload_concept()
     assert active_adapters(pipe.unet) == ["style"]
     assert torch.equal(sample(pipe, image=photo()), images)
+
+
+REMOTE = """
+import sys
+sys.path += {paths}
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("pipeline", trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+pipe.load_concept("ada")
+generator = torch.Generator().manual_seed(0)
+torch.save(pipe({prompts}, num_inference_steps=2, generator=generator, output_type="latent").images, "latents.pt")
+try:
+    pipe.customize("me.png")
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_where_only_the_code_of_a_repository_is(pipe, learnt, tmp_path):
+    """A concept gives the same there; making one needs the package, and the sentence says so."""
+    pipe.save_pretrained(tmp_path / "pipeline")
+    learnt["ada"].save_pretrained(tmp_path / "ada")
+    # -I and -S leave out everything but what is named here, an editable installation of this project included.
+    code = REMOTE.format(paths=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")], prompts=PROMPTS)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Customising needs more than the pipeline's own files: `pip install" in done.stdout
+    pipe.load_concept(learnt["ada"])
+    assert torch.equal(torch.load(tmp_path / "latents.pt", weights_only=True), sample(pipe))
 
 
 def offload(pipe) -> None:
