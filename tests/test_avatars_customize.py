@@ -83,8 +83,7 @@ def test_the_table_goes_between_the_marks(tmp_path):
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """One person, two steps, with the demo model."""
     monkeypatch.setitem(VARIANTS, DEFAULT, {"pool_size": 2})
-    monkeypatch.setattr(score_customize, "SNAPSHOTS", (1,))
-    wanted = [Setting(steps=0), Setting(steps=2)]
+    wanted = [Setting(steps=0), Setting(steps=1), Setting(steps=2)]
     monkeypatch.setattr(score_customize, "settings", lambda: wanted[:1])
     run = dict(work=tmp_path, people=1, num_inference_steps=2, dtype="float32")
     score_customize.main(**run)

@@ -25,7 +25,7 @@ from profusion_pipeline import CustomizeConfig, customizing, load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, DEMO_SETTINGS, FOLDER
 
 SAMPLERS = SYSTEMS | {"Fusion Sampling (m = 2)": {"num_fusion_steps": 2}}
-FUSION = "Fusion Sampling (m = 1)"
+FUSION, MIXED = "Fusion Sampling (m = 1)", "Mixed (m = 0)"
 SNAPSHOTS = (20, 50, 100, 200)
 # How a concept is learnt: what differs from the default.
 VARIANTS = {
@@ -33,8 +33,9 @@ VARIANTS = {
     "lora, rank 8": {"rank": 8},
     "lora, rank 16": {"rank": 16},
     "full": {"mode": "full", "learning_rate": 1e-4},
-    "no augmentation": {"pool_size": 1},
-    "affine only": {"background": "keep"},
+    "affine": {"pool_size": 32, "background": "keep"},
+    "background": {"pool_size": 32, "rotation": 0.0, "translation": 0.0, "zoom": 0.0},
+    "affine + background": {"pool_size": 32},
 }
 COMPARED_AT = 50  # steps of all variants
 DEFAULT = "lora, rank 4"
@@ -56,12 +57,13 @@ class Setting:
 
 def settings() -> list[Setting]:
     """One thing varied at a time around the default, the most important first."""
-    before_and_after = [Setting(steps=steps, sampler=sampler) for sampler in SAMPLERS for steps in (0, 100)]
-    variants = [Setting(variant=variant, steps=COMPARED_AT) for variant in VARIANTS]
-    base = [Setting(sampler=sampler, base_guidance=True) for sampler in (FUSION, "Mixed (m = 0)")]
+    samplers = sorted(SAMPLERS, key=lambda name: name not in (FUSION, MIXED))
+    before_and_after = [Setting(steps=steps, sampler=sampler) for sampler in samplers for steps in (0, 100)]
     lengths = [Setting(steps=steps) for steps in SNAPSHOTS]
+    base = [Setting(sampler=sampler, base_guidance=True) for sampler in (FUSION, MIXED)]
+    variants = [Setting(variant=variant, steps=COMPARED_AT) for variant in reversed(VARIANTS)]
     curves = [replace(one, factor=factor) for one in before_and_after for factor in FACTORS]
-    return list(dict.fromkeys(before_and_after + variants + base + lengths + curves))
+    return list(dict.fromkeys(before_and_after[:4] + lengths + base + variants + before_and_after + curves))
 
 
 class Results:
@@ -114,13 +116,14 @@ class Study:
         return portrait, Image.fromarray(self.render(portrait))
 
     def concept(self, number: int, variant: str, steps: int) -> Path:
-        """Where the concept lies; if it isn't there, it is learnt, and kept after fewer steps too."""
+        """Where the concept lies; if it isn't there, it is learnt once for all the steps that any setting asks for."""
         folder = self.work / f"{number:03d}" / variant.replace(", ", "-").replace(" ", "_")
         if not (folder / f"{steps}").exists():
-            config = CustomizeConfig(**DEMO_CUSTOMIZE | VARIANTS[variant] | {"steps": steps, "seed": number})
+            asked = {setting.steps for setting in settings() if setting.variant == variant}
+            config = CustomizeConfig(**DEMO_CUSTOMIZE | VARIANTS[variant] | {"steps": max(asked), "seed": number})
             with customizing(self.pipe, self.person(number)[1], config) as run:
                 for record in run.learn():
-                    if record.step in SNAPSHOTS or record.step == steps:
+                    if record.step in asked:
                         run.concept().save_pretrained(folder / f"{record.step}")
         return folder / f"{steps}"
 

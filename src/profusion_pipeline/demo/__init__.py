@@ -20,8 +20,9 @@ DEMO_SETTINGS = {
     "fusion_subject_scale": 0.8,
 }
 
-# Settings for customising it: the words that its PromptNet was trained with.
-DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*"}
+# Settings for customising it: the words that its PromptNet was trained with, and the portrait as it is, because nobody
+# in its world is ever moved or turned (docs/customize.md).
+DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*", "pool_size": 1}
 
 
 def load_demo_pipeline(
