@@ -1,6 +1,7 @@
 """Checks of loading and publishing that run in a process of their own: `python hub_checks.py SETTINGS.json [NAME ...]`.
 
-`bare_*` run where nothing of this project is installed, `ours_*` where it is. Each is a function of the settings that
+`bare_*` run where nothing of this project is installed, `ours_*` where it is; `*_offline_*` where HF_HUB_OFFLINE is set
+and "me/first" is in the cache. Each is a function of the settings that
 `test_hub_ways.py` writes; the answer is a line of JSON, name -> None or what went wrong.
 """
 
@@ -10,6 +11,7 @@ import sys
 import traceback
 import urllib.request
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,14 +86,51 @@ def bare_hub(settings):
     expect(DiffusionPipeline.from_pretrained("me/first", trust_remote_code=True), settings)
 
 
-def bare_offline_from_the_cache(settings):
-    """By the folder in the cache: by its name, diffusers asks the Hub for the commit even where all files are there."""
+def bare_device_map(settings):
     from diffusers import DiffusionPipeline
-    from huggingface_hub import snapshot_download
+
+    for source in (settings["first"], "me/first"):
+        for device_map in ("cpu", "balanced"):
+            expect(DiffusionPipeline.from_pretrained(source, device_map=device_map, trust_remote_code=True), settings)
+
+
+def bare_components_of_the_caller(settings):
+    from diffusers import DiffusionPipeline
+
+    parts = {"promptnet": DiffusionPipeline.from_pretrained(settings["first"], trust_remote_code=True).promptnet}
+    for source in (settings["first"], "me/first"):
+        for how in ({}, {"device_map": "balanced"}):
+            pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=True, **how, **parts)
+            assert pipe.promptnet is parts["promptnet"]
+            expect(pipe, settings)
+
+
+def bare_local_files_only(settings):
+    """Nothing is downloaded, but for a repository's code diffusers still asks the Hub for the commit."""
+    from diffusers import DiffusionPipeline
 
     DiffusionPipeline.from_pretrained("me/first", trust_remote_code=True)
     ask(settings, "GET", "/-/log")
-    folder = snapshot_download("me/first", local_files_only=True, ignore_patterns=["*.fp16.*", "*.md", ".git*"])
+    expect(DiffusionPipeline.from_pretrained("me/first", local_files_only=True, trust_remote_code=True), settings)
+    asked = json.loads(ask(settings, "GET", "/-/log"))
+    assert asked and not any(line.startswith("GET /me/") for line in asked), asked
+
+
+def bare_offline_by_id(settings):
+    """For the same reason, code cannot be loaded by id without a connection."""
+    from diffusers import DiffusionPipeline
+
+    for how in ({}, {"local_files_only": True}):
+        load = partial(DiffusionPipeline.from_pretrained, "me/first", trust_remote_code=True, **how)
+        refused(load, "offline mode is enabled")
+
+
+def bare_offline_by_the_folder_in_the_cache(settings):
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    ask(settings, "GET", "/-/log")
+    folder = snapshot_download("me/first", ignore_patterns=["*.fp16.*", "*.md", ".git*"])
     expect(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), settings)
     assert json.loads(ask(settings, "GET", "/-/log")) == []
 
@@ -176,7 +215,15 @@ def ours_code_of_another_component_stays_out(settings):
     assert not Path(settings["marker"]).exists()
 
 
-def ours_offline_from_the_cache(settings):
+def ours_offline_by_id(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    ask(settings, "GET", "/-/log")
+    expect(ProFusionPipeline.from_pretrained("me/first"), settings)
+    assert json.loads(ask(settings, "GET", "/-/log")) == []
+
+
+def ours_local_files_only(settings):
     from profusion_pipeline import ProFusionPipeline
 
     ProFusionPipeline.from_pretrained("me/first")
@@ -240,7 +287,8 @@ def ours_device_map(settings):
     from profusion_pipeline import ProFusionPipeline
 
     for source in (settings["first"], "me/first"):
-        expect(ProFusionPipeline.from_pretrained(source, device_map="cpu"), settings)
+        for device_map in ("cpu", "balanced"):
+            expect(ProFusionPipeline.from_pretrained(source, device_map=device_map), settings)
 
 
 def ours_components_of_the_caller(settings):

@@ -126,6 +126,15 @@ def test_saves_and_loads_in_every_precision(tmp_path):
     assert half(**batch).prompt_embeds.dtype == torch.bfloat16
 
 
+def test_what_it_saves_does_not_say_where_it_was_loaded_from(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    PromptNet.from_unet(make_unet(), image_embed_dim=6).save_pretrained(first)
+    loaded = PromptNet.from_pretrained(first)
+    assert Path(loaded.config["_name_or_path"]) == first
+    loaded.save_pretrained(second)
+    assert (second / "config.json").read_bytes() == (first / "config.json").read_bytes()
+
+
 def test_from_unet_keeps_dtype():
     assert PromptNet.from_unet(make_unet().to(torch.bfloat16), image_embed_dim=6).dtype == torch.bfloat16
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,22 @@ def test_other_code_has_other_names(changed, tmp_path):
         file.write("# changed\n")
     after = repository.method_files(tmp_path / "pipeline_profusion.py")
     assert before.keys() & after.keys() == {"pipeline.py"}
+    assert len(before["pipeline.py"]) != len(after["pipeline.py"])
+
+
+def test_two_entries_in_one_second(tmp_path):
+    """As diffusers runs them: one after the other copied to the same path. Python must not take them for one file."""
+    for name in SHIPPED:
+        shutil.copy(SOURCE / f"{name}.py", tmp_path)
+    (tmp_path / "fusion_sampling.py").write_text("# another version\n")
+    copy = tmp_path / "entry.py"
+    for pipeline in (SOURCE / "pipeline_profusion.py", tmp_path / "pipeline_profusion.py"):
+        content = repository.method_files(pipeline)["pipeline.py"]
+        copy.write_bytes(content)
+        os.utime(copy, (0, 0))
+        loaded = SourceFileLoader("entry", str(copy)).get_code("entry")
+        (stamped,) = re.findall(rb"pipeline_profusion_\w{12}", content)
+        assert stamped.decode() in loaded.co_names
 
 
 # ----------------------------------------------------------------------------------------------- the index

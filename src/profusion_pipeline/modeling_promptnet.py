@@ -10,6 +10,7 @@ This file is also the component's file in a Hub repository, so it imports no oth
 """
 
 import inspect
+import json
 from dataclasses import dataclass
 
 import torch
@@ -349,6 +350,16 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 f"not one multiple of {stride}."
             )
         return size // stride
+
+    def to_json_string(self) -> str:
+        """The config, as it is written, without the place that this PromptNet was loaded from.
+
+        Returns:
+            `str`: JSON.
+        """
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)
+        return json.dumps(config, indent=2) + "\n"
 
     @property
     def grid_stride(self) -> int:
