@@ -391,7 +391,8 @@ class ConceptLoaderMixin:
 
     def _check_adapters(self, name: str) -> None:
         for model in (self.unet, self.promptnet):
-            if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
+            # The processors say it: layers call themselves fused for ever, once they were.
+            if any("Fused" in type(processor).__name__ for processor in model.attn_processors.values()):
                 raise ValueError(
                     f"The concept {name!r} changes to_q, to_k and to_v, which {type(model).__name__} has fused: "
                     "`unfuse_qkv_projections()` first."
