@@ -99,11 +99,12 @@ def test_other_code_has_other_names(changed, tmp_path):
     assert len(before["pipeline.py"]) != len(after["pipeline.py"])
 
 
-def test_two_entries_in_one_second(tmp_path):
+def test_two_entries_in_one_second(tmp_path, monkeypatch):
     """As diffusers runs them: one after the other copied to the same path. Python must not take them for one file."""
     for name in SHIPPED:
         shutil.copy(SOURCE / f"{name}.py", tmp_path)
     (tmp_path / "fusion_sampling.py").write_text("# another version\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     copy = tmp_path / "entry.py"
     for pipeline in (SOURCE / "pipeline_profusion.py", tmp_path / "pipeline_profusion.py"):
         content = repository.method_files(pipeline)["pipeline.py"]
