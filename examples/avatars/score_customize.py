@@ -36,6 +36,7 @@ VARIANTS = {
     "affine": {"pool_size": 32, "background": "keep"},
     "background": {"pool_size": 32, "rotation": 0.0, "translation": 0.0, "zoom": 0.0},
     "affine + background": {"pool_size": 32},
+    "rate 1e-3": {"learning_rate": 1e-3},
 }
 COMPARED_AT = 50  # steps of all variants
 DEFAULT = "lora, rank 4"
