@@ -172,7 +172,11 @@ def test_convert_table():
         ["lora", "lora, float16", "lora, gradient checkpointing", "lora, compiled", "full, gradient checkpointing"]
     ),
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch",
+    "ignore::FutureWarning:torch",
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",  # dynamo looks at it while it traces
+)
 def test_modes_of_customize(customize, mode):
     torch.compiler.reset()
     figures = customize.measure(mode, size="tiny", device="cpu", dtype="float32", steps=2, backend="eager")
