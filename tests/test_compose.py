@@ -412,8 +412,8 @@ def test_optional_parts_stay_away_when_loaded(tmp_path):
 def safety_checker(strictness):
     """The checker of Stable Diffusion with one bad concept, whose score is the strictness."""
     small = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    vision = CLIPVisionConfig(image_size=8, patch_size=4, **small)
-    config = CLIPConfig(text_config=CLIPTextConfig(**small), vision_config=vision, projection_dim=24)
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, **small).to_dict()  # transformers 4 takes dictionaries only
+    config = CLIPConfig(text_config=CLIPTextConfig(**small).to_dict(), vision_config=vision, projection_dim=24)
     checker = StableDiffusionSafetyChecker(config)
     torch.nn.init.zeros_(checker.concept_embeds)
     torch.nn.init.zeros_(checker.special_care_embeds)

@@ -187,7 +187,7 @@ def test_base_guidance_leaves_null_and_class_rows_to_the_base(learnt):
     pipe.load_concept(concept)
     scales = dict(guidance_scale=3.0, class_guidance_scale=2.0)
     torch.testing.assert_close(sample(pipe, base_guidance=True, **scales, **size), expected, atol=1e-3, rtol=1e-3)
-    assert (sample(pipe, **scales, **size) - expected).abs().max() > 0.01
+    assert (sample(pipe, **scales, **size) - expected).abs().max() > 0.003
 
 
 def test_base_guidance_without_subject_rows_is_the_base_bit_for_bit(pipe, learnt):
