@@ -315,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         _customize,
         "--model M --image FILE --out FOLDER [options]",
-        "Make S* exact for the person on one photo; the result is for `profusion generate --concept`.",
+        "Bring S* nearer to the person on one photo; the result is for `profusion generate --concept`.",
     )
     command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
     command.add_argument("--image", required=True, metavar="FILE", help="The photo.")

@@ -1,4 +1,4 @@
-"""One photo -> a Concept: S* made exact for one subject in some hundred steps of the plain PromptNet objective.
+"""One photo -> a Concept: S* brought nearer to one subject in some hundred steps of the plain PromptNet objective.
 
 [`customize`] is the whole. [`customizing`] is its inside for whoever wants to watch, draw or stop early: it encodes a
 pool of augmented pictures once, puts weights that learn into the pipeline, and takes them out again whatever happens.
@@ -56,7 +56,7 @@ def customize(
     paint: Painter | None = None,
     **settings: Any,
 ) -> Concept:
-    """Make S* exact for the subject of one photo; also the method `customize` of a pipeline.
+    """Bring S* nearer to the subject of one photo; also the method `customize` of a pipeline.
 
     Args:
         pipe: A pipeline with PromptNet and image encoder. It is left as it was, bit for bit.

@@ -229,7 +229,7 @@ class ConceptLoaderMixin:
         return vars(self).setdefault("_concepts", {})
 
     def customize(self, photo: Any, config: Any = None, **options: Any) -> Any:
-        """Make S* exact for one subject, from one photo; see `profusion_pipeline.customize.customize`.
+        """Bring S* nearer to one subject, from one photo; see `profusion_pipeline.customize.customize`.
 
         The pipeline itself is left as it was: `load_concept` puts what was learnt to use.
 
