@@ -37,10 +37,11 @@ def measure(words: list[str], log: Path) -> tuple[float, float]:
     return first - begin, time.monotonic() - first
 
 
-def wait_for_saving(output: Path) -> None:
-    """Until a checkpoint is being written, but not one that an earlier kill left."""
+def wait_for_saving(output: Path, child: int) -> None:
+    """Until a checkpoint is being written, but not one that an earlier kill left; or until the child is done."""
     rests = set((output / "checkpoints").glob(".step-*.part"))
-    while not set((output / "checkpoints").glob(".step-*.part")) - rests:
+    is_done = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not set((output / "checkpoints").glob(".step-*.part")) - rests and not os.waitid(os.P_PID, child, is_done):
         time.sleep(0.0005)
 
 
@@ -54,7 +55,7 @@ def main(words: list[str], whole: str, killed: str, kills: int, seed: int) -> No
         # Half of the way at most is made before the last kill.
         time.sleep(generator.uniform(0.5 * setting_up, setting_up + 0.5 * learning / kills))
         if number % 2:
-            wait_for_saving(Path(killed))
+            wait_for_saving(Path(killed), child)
             time.sleep(generator.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
