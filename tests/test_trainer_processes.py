@@ -74,7 +74,7 @@ def run(*command: str | Path, **environment: str | Path) -> subprocess.Completed
 @pytest.mark.parametrize(
     "kills, data",
     [
-        pytest.param(2, "stream", marks=pytest.mark.slow),  # all are timed by a first run, which a busy machine misleads
+        pytest.param(2, "stream", marks=pytest.mark.slow),  # all are timed by a first run, which a busy CPU misleads
         pytest.param(10, "folder", marks=pytest.mark.slow),
         pytest.param(10, "stream", marks=pytest.mark.slow),
     ],
