@@ -21,7 +21,9 @@ def write_pictures(folder: Path, images) -> None:
     temporary.rename(folder)
 
 
-def main(work: Path, count: int = 40_000, steps: int = 9000, batch_size: int = 32, rate: float = 8e-4) -> Path:
+def main(
+    work: Path, count: int = 40_000, steps: int = 9000, batch_size: int = 32, rate: float = 8e-4, workers: int = 0
+) -> Path:
     """Train on `work/{vae, text_encoder, tokenizer, unet, scheduler, image_encoder, feature_extractor}`."""
     folder = work / f"portraits_{count}"
     images = pictures("train", count, work / "data")
@@ -42,6 +44,7 @@ def main(work: Path, count: int = 40_000, steps: int = 9000, batch_size: int = 3
         adam_beta2=0.99,
         ema_decay=0.999,
         mixed_precision="bf16",
+        num_workers=workers,
         checkpoint_every=300,
         resume=True,
     )
@@ -54,4 +57,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=9000, help="optimizer steps")
     parser.add_argument("--count", type=int, default=40_000, help="pictures, one of each person")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
+    parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead")
     main(**vars(parser.parse_args()))
