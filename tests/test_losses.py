@@ -116,6 +116,21 @@ def test_loss_is_what_the_models_give_sample_by_sample(components, scheduler, pr
     assert result.encoder_hidden_states.shape == (4, 77, 32)
 
 
+def test_the_squared_norm_of_the_subject_can_be_added(components):
+    plain, regularised = (
+        promptnet_loss(*models(components), **make_inputs(components), prediction_type="epsilon", subject_l2=weight)
+        for weight in (0.0, 0.3)
+    )
+    penalty = torch.linalg.vector_norm(plain.subject_embeds, dim=-1).square().mean()
+    torch.testing.assert_close(regularised.loss, plain.loss + 0.3 * penalty)
+    for result in (plain, regularised):
+        result.subject_embeds.retain_grad()
+        result.loss.backward()
+    torch.testing.assert_close(  # of w |s|^2, averaged over four samples
+        regularised.subject_embeds.grad - plain.subject_embeds.grad, 2 * 0.3 / 4 * plain.subject_embeds.detach()
+    )
+
+
 def test_gradients_reach_promptnet_through_the_frozen_models_and_nothing_else(components):
     unet, text_encoder, promptnet = models(components)
     unet.requires_grad_(False)

@@ -71,6 +71,18 @@ def test_the_loss_falls_on_a_few_pictures(folders):
     assert next(train_steps(run)).loss < 0.7 * first  # of the same pictures, noise and timesteps
 
 
+def test_regularised_subjects_are_shorter(folders):
+    lengths = {}
+    for weight in (0.0, 1.0):
+        run = start(short_run(**folders, max_steps=10, learning_rate=3e-3, subject_l2=weight))
+        subjects = []
+        run.components.promptnet.register_forward_hook(lambda *args, s=subjects: s.append(args[-1].prompt_embeds))
+        list(train_steps(run))
+        lengths[weight] = [s.norm(dim=-1).mean().item() for s in subjects]
+    assert lengths[1.0][0] == lengths[0.0][0]
+    assert lengths[1.0][-1] < 0.8 * lengths[0.0][-1]
+
+
 def test_only_promptnet_learns(folders):
     run = start(short_run(**folders))
     components = run.components

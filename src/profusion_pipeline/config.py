@@ -217,6 +217,12 @@ class TrainingConfig:
     snr_gamma: float | None = setting(
         None, help="Min-SNR weighting of the loss at this gamma (5 is usual); None weighs all timesteps alike."
     )
+    subject_l2: float = setting(
+        0.0,
+        help="Weight of the mean squared norm of S* in the loss: a regulariser to compare with, which the method does "
+        "without.",
+        minimum=0.0,
+    )
 
     # Machine
     mixed_precision: str = setting(

@@ -7,7 +7,8 @@
     noisy_latents        x_t      sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise  [B, C, h, w]
     subject_embeds       S*       PromptNet(z, t, V, x_t)                          [B, L, D]
 
-No regulariser: what keeps S* from overfitting the picture is decided when sampling (Fusion Sampling), not here.
+No regulariser by default: what keeps S* from overfitting the picture is decided when sampling (Fusion Sampling), not
+here. The squared norm of S* can be added, to compare with.
 """
 
 from typing import NamedTuple
@@ -100,7 +101,7 @@ class PromptNetLoss(NamedTuple):
 
     Args:
         loss: The objective, `[]`.
-        subject_embeds: S* `[B, L, D]`, for a regulariser or a look.
+        subject_embeds: S* `[B, L, D]`.
         noisy_latents: x_t `[B, C, h, w]`.
         encoder_hidden_states: The prompt with S* in it, as the UNet read it `[B, T, D]`.
         prediction: What the UNet said `[B, C, h, w]`.
@@ -128,8 +129,11 @@ def promptnet_loss(
     positions: torch.Tensor,
     prediction_type: str,
     snr_gamma: float | None = None,
+    subject_l2: float = 0.0,
 ) -> PromptNetLoss:
     """loss = mean_B w_t mean ||UNet(x_t, t, text("a photo of S*")) - target||^2 with S* = PromptNet(z, t, V, x_t).
+
+    With `subject_l2`, subject_l2 * mean_BL ||S*||^2 is added: the regulariser that the method does without.
 
     Gradients flow through UNet and text encoder into S*; which parameters learn is the caller's choice.
 
@@ -148,6 +152,7 @@ def promptnet_loss(
         positions: First place of S* `[B]` or `[1]`.
         prediction_type: What the UNet predicts: "epsilon", "v_prediction" or "sample".
         snr_gamma: Gamma of the min-SNR weights; None weighs all timesteps alike.
+        subject_l2: Weight of the squared norm of S*, from 0: the larger, the shorter S*.
 
     Returns:
         The loss, in float32, and what it was computed from.
@@ -184,7 +189,10 @@ def promptnet_loss(
     loss = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # [B]
     if snr_gamma is not None:
         loss = min_snr_weights(alpha_bar, snr_gamma, prediction_type) * loss
-    return PromptNetLoss(loss.mean(), subject_embeds, noisy_latents, encoder_hidden_states, prediction)
+    loss = loss.mean()  # []
+    if subject_l2:
+        loss = loss + subject_l2 * subject_embeds.float().square().sum(dim=-1).mean()
+    return PromptNetLoss(loss, subject_embeds, noisy_latents, encoder_hidden_states, prediction)
 
 
 def _beside(values: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,7 @@ class TrainingRun:
             alphas_cumprod=components.noise_schedule.alphas_cumprod.to(accelerator.device),
             prediction_type=components.noise_schedule.config.prediction_type,
             snr_gamma=config.snr_gamma,
+            subject_l2=config.subject_l2,
         )
         self.source = self._open_pictures()
 
