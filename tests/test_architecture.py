@@ -47,6 +47,9 @@ LAYERS = {
     "loading": 2,
     "hub": 3,
     "demo": 3,
+    # measuring
+    "evaluation/__init__": 0,
+    "evaluation/metrics": 0,
     "flags": 0,
     "picture_files": 0,
     "cli": 4,
@@ -87,8 +90,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room(path: Path) -> str:
-    """The name under which a file stands in LAYERS: its own, or that of its folder."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """The name under which a file stands in LAYERS."""
+    return room_of(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """A file's own name, or that of its folder; in `evaluation` both, because it has layers of its own."""
+    return "/".join([*parts, "__init__"][:2]) if parts[0] == "evaluation" else parts[0]
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
@@ -101,8 +109,8 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
             others.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
             inside = path.parent.relative_to(PACKAGE).parts
-            target = [*inside[: len(inside) - node.level + 1], *(node.module or "").split(".")]
-            ours.add(next(part for part in target if part))
+            target = (*inside[: len(inside) - node.level + 1], *(node.module or "").split("."))
+            ours.add(room_of(target))
     return ours, others - sys.stdlib_module_names
 
 
