@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from profusion_pipeline.data import (
     batch_numbers,
     choose_sample,
     draw_noise,
+    load_batches,
     read_picture_folder,
 )
 
@@ -145,6 +147,18 @@ def test_what_a_sample_is_does_not_depend_on_its_batch():
         assert torch.equal(field, torch.cat([draws[i] for draws in alone]))
     other = draw_noise(range(5, 9), seed=2, num_timesteps=1000, latent_shape=SHAPE)
     assert not torch.equal(together.noise, other.noise)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_batches_are_made_in_order_and_no_further_ahead_than_needed(ahead):
+    """Of an endless row of numbers."""
+    draw = partial(draw_noise, seed=1, num_timesteps=1000, latent_shape=SHAPE)
+    numbers, seen = batch_numbers(0, batch_size=2), []
+    batches = load_batches(draw, (seen.append(batch) or batch for batch in numbers), ahead=ahead)
+    for first in (0, 2, 4):
+        for ours, theirs in zip(next(batches), draw(range(first, first + 2)), strict=True):
+            assert torch.equal(ours, theirs)
+    assert len(seen) == (5 if ahead else 3)
 
 
 def test_noise_is_standard_normal_and_independent_and_timesteps_uniform():

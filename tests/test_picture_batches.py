@@ -90,8 +90,8 @@ def test_pictures_give_the_same_batches_cached_or_not(folder, preprocessing, enc
     opened = uncached(pictures, preprocessing, encoders, seed=5)
     for ours, theirs in zip(cached.batches(NUMBERS), opened.batches(NUMBERS), strict=True):
         for ours_part, theirs_part in zip(ours, theirs, strict=True):
-            assert ours_part.dtype == theirs_part.dtype == torch.float32
-            torch.testing.assert_close(ours_part, theirs_part, rtol=2e-3, atol=1e-4)  # the cache is in half precision
+            assert (ours_part.dtype, theirs_part.dtype) == (torch.float16, torch.float32)
+            torch.testing.assert_close(ours_part.float(), theirs_part, rtol=2e-3, atol=1e-4)
 
 
 def test_batches_hold_target_and_reference(folder, preprocessing, encoders):
@@ -111,7 +111,7 @@ def test_batches_hold_target_and_reference(folder, preprocessing, encoders):
                 (batch.reference_latents, encoders.posterior(reference[0][None])[0]),
                 (batch.image_states, encoders.image_states(reference[1][None])),
             ):
-                torch.testing.assert_close(part[i : i + 1], expected, rtol=2e-3, atol=1e-4)
+                torch.testing.assert_close(part[i : i + 1].float(), expected, rtol=2e-3, atol=1e-4)
 
 
 def test_the_cache_says_its_size_and_shows_its_progress(folder, preprocessing, encoders):
@@ -125,6 +125,15 @@ def test_the_cache_says_its_size_and_shows_its_progress(folder, preprocessing, e
     cached = CachedPictures(read_picture_folder(folder), preprocessing, encoders, seed=0, batch_size=3, progress=watch)
     assert seen == [3, 1]
     assert cached.num_bytes == 2 * 4 * (2 * 4 * 8 * 8 + 5 * 24)  # half precision, pictures, two latents and five tokens
+
+
+def test_a_cache_filled_and_read_by_workers_is_the_same(folder, preprocessing, encoders):
+    alone, helped = (
+        CachedPictures(pairs(folder), preprocessing, encoders, seed=0, batch_size=3, num_workers=workers)
+        for workers in (0, 2)
+    )
+    for ours, theirs in zip(alone.batches(iter(NUMBERS)), helped.batches(iter(NUMBERS)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_pictures_read_by_workers_are_the_same(folder, preprocessing, encoders):

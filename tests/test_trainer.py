@@ -71,6 +71,15 @@ def test_the_loss_falls_on_a_few_pictures(folders):
     assert next(train_steps(run)).loss < 0.7 * first  # of the same pictures, noise and timesteps
 
 
+@pytest.mark.parametrize("cache_latents", [True, False])
+def test_workers_change_nothing(folders, cache_latents):
+    losses = [
+        [record.loss for record in train_steps(start(short_run(**folders, cache_latents=cache_latents, num_workers=n)))]
+        for n in (0, 2)
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_regularised_subjects_are_shorter(folders):
     lengths = {}
     for weight in (0.0, 1.0):

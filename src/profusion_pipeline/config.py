@@ -182,7 +182,11 @@ class TrainingConfig:
         "says how much); without, pictures are read and encoded anew each time.",
     )
     num_workers: int = setting(
-        0, help="Processes that read pictures ahead; 0 reads them in between.", minimum=0, resumable=True
+        0,
+        help="Processes that read pictures ahead; if there are any, one more puts batches together (with cache_latents) "
+        "and one draws noise. 0 does all this in between.",
+        minimum=0,
+        resumable=True,
     )
 
     # Optimisation

@@ -11,11 +11,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 METADATA_FILE = "metadata.jsonl"
@@ -171,6 +172,8 @@ def choose_sample(number: int, pictures: PictureFolder, *, seed: int, horizontal
     epoch, place = divmod(number, len(pictures.targets))
     row = _epoch_order(len(pictures.targets), seed, epoch)[place]
     candidates = pictures.references[row]
+    if len(candidates) == 1 and not horizontal_flip:  # nothing to draw: a generator would cost more than all the rest
+        return SampleChoice(pictures.targets[row], candidates[0], flip=False)
     generator = np.random.default_rng((seed, CHOICE, number))
     return SampleChoice(
         target=pictures.targets[row],
@@ -224,6 +227,42 @@ def draw_noise(
         for noise in noises:
             generator.standard_normal(out=noise[i], dtype=np.float32)
     return NoiseDraws(torch.from_numpy(timesteps), *torch.from_numpy(noises))
+
+
+def load_batches(
+    make: Callable[[Sequence[int]], Any],
+    numbers: Iterator[Sequence[int]],
+    *,
+    ahead: bool = False,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """What a function makes of the numbers of each batch.
+
+    Args:
+        make: Sample numbers -> tensors, on the CPU.
+        numbers: Sample numbers of each batch.
+        ahead: Whether another process makes two batches ahead of need.
+        pin_memory: Whether the tensors are put where a GPU copies them from without anybody waiting.
+
+    Yields:
+        One result for each.
+
+    Example:
+        >>> list(load_batches(torch.tensor, [[0, 1], [2]]))
+        [tensor([0, 1]), tensor([2])]
+    """
+    loader = DataLoader(
+        _Made(make), sampler=numbers, batch_size=None, num_workers=1 if ahead else 0, pin_memory=pin_memory
+    )
+    yield from loader
+
+
+class _Made(Dataset):
+    def __init__(self, make: Callable[[Sequence[int]], Any]):
+        self.make = make
+
+    def __getitem__(self, numbers: Sequence[int]) -> Any:
+        return self.make(numbers)
 
 
 def batch_numbers(

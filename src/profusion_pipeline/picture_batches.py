@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from .data import PictureFolder, Sample, choose_sample
+from .data import PictureFolder, Sample, choose_sample, load_batches
 from .reference_images import load_reference_image
 
 
@@ -100,7 +100,7 @@ class Encoders:
 
 
 class Batch(NamedTuple):
-    """Encoded pictures of some samples, in float32.
+    """Encoded pictures of some samples, in float32, or in float16 if they were kept in memory.
 
     Args:
         mean: Of the target latents' posterior `[B, C, h, w]`.
@@ -124,7 +124,7 @@ class CachedPictures:
         encoders: How to encode what was prepared.
         seed: Of the run.
         batch_size: Pictures encoded at once.
-        num_workers: Processes that read pictures meanwhile.
+        num_workers: Processes that read pictures meanwhile; if there are any, one goes on making batches ahead.
         progress: Wraps the iteration over batches, for example `tqdm`.
 
     Example:
@@ -143,7 +143,8 @@ class CachedPictures:
         num_workers: int = 0,
         progress: Callable[[Iterable], Iterable] = iter,
     ):
-        self.pictures, self.seed = pictures, seed
+        self.pictures, self.seed, self.ahead = pictures, seed, num_workers > 0
+        self.pin_memory = encoders.vae.device.type == "cuda"
         files = _Files(pictures.files, preprocessing)
         loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers)
         self.mean = self.std = self.states = None
@@ -173,16 +174,13 @@ class CachedPictures:
         Yields:
             One batch for each.
         """
-        for batch in numbers:
-            choices = [choose_sample(number, self.pictures, seed=self.seed) for number in batch]
-            targets = torch.tensor([choice.target for choice in choices])  # [B]
-            references = torch.tensor([choice.reference for choice in choices])  # [B]
-            yield Batch(
-                mean=self.mean[targets].float(),
-                std=self.std[targets].float(),
-                reference_latents=self.mean[references].float(),
-                image_states=self.states[references].float(),
-            )
+        return load_batches(self._batch, numbers, ahead=self.ahead, pin_memory=self.pin_memory)
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        choices = [choose_sample(number, self.pictures, seed=self.seed) for number in numbers]
+        targets = torch.tensor([choice.target for choice in choices])  # [B]
+        references = torch.tensor([choice.reference for choice in choices])  # [B]
+        return Batch(self.mean[targets], self.std[targets], self.mean[references], self.states[references])
 
 
 def folder_samples(

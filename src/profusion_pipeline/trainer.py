@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import list_checkpoints
 from .config import TrainingConfig
-from .data import batch_numbers, draw_noise
+from .data import NoiseDraws, batch_numbers, draw_noise, load_batches
 from .losses import promptnet_loss
 from .modeling_promptnet import PromptNet
 from .picture_batches import Batch
@@ -80,7 +81,14 @@ def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
             num_processes=accelerator.num_processes,
         )
     )
-    batches = zip(again, run.source.batches(numbers), strict=False)
+    draw = partial(
+        draw_noise,
+        seed=config.seed,
+        num_timesteps=run.components.noise_schedule.config.num_train_timesteps,
+        latent_shape=run.latent_shape,
+    )
+    draws = load_batches(draw, again, ahead=config.num_workers > 0, pin_memory=accelerator.device.type == "cuda")
+    batches = zip(run.source.batches(numbers), draws, strict=True)
     while run.step < config.max_steps:
         started = time.perf_counter()
         learning_rate = run.lr_scheduler.get_last_lr()[0]
@@ -91,16 +99,12 @@ def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
         yield TrainingStep(run.step, sum(losses) / len(losses), learning_rate, time.perf_counter() - started)
 
 
-def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch) -> torch.Tensor:
+def _learn(run: TrainingRun, batch: Batch, draws: NoiseDraws) -> torch.Tensor:
     """Forward and backward pass of one batch; the optimiser's step if it is the last of an accumulation."""
     config, accelerator, components = run.config, run.accelerator, run.components
-    draws = draw_noise(
-        numbers,
-        seed=config.seed,
-        num_timesteps=components.noise_schedule.config.num_train_timesteps,
-        latent_shape=run.latent_shape,
-    )
-    batch, draws = _to_device(batch, accelerator.device), _to_device(draws, accelerator.device)
+    # As they lie in memory: half as much to copy where it is half precision.
+    batch = Batch(*(part.to(accelerator.device, non_blocking=True).float() for part in batch))
+    draws = NoiseDraws(*(part.to(accelerator.device, non_blocking=True) for part in draws))
     with accelerator.accumulate(run.promptnet):
         with accelerator.autocast(), _attention_kernel(accelerator):
             loss = promptnet_loss(
@@ -130,14 +134,6 @@ def _attention_kernel(accelerator: Accelerator) -> AbstractContextManager:
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
-
-
-def _to_device(tensors: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
-    if device.type == "cuda":  # from pinned memory the copy waits for nothing
-        moved = (t if t.is_cuda else t.pin_memory().to(device, non_blocking=True) for t in tensors)
-    else:
-        moved = (t.to(device) for t in tensors)
-    return type(tensors)(*moved)
 
 
 def train_promptnet(config: TrainingConfig) -> Path:

@@ -129,6 +129,7 @@ class TrainingRun:
             preprocessing,
             encoders,
             seed=config.seed,
+            batch_size=max(16, config.batch_size),
             num_workers=config.num_workers,
             progress=lambda loader: tqdm(loader, desc="encoding pictures", disable=hidden),
         )
