@@ -125,6 +125,8 @@ EXAMPLES = {
     "fusion_guidance_scale": (["4"], 4.0),
     "fusion_subject_scale": (["0.9"], 0.9),
     "fusion_eta": (["0.5"], 0.5),
+    "fusion_start": (["0.1"], 0.1),
+    "fusion_end": (["0.6"], 0.6),
     "num_images_per_prompt": (["2"], 2),
     "eta": (["0.7"], 0.7),
     "base_guidance": ([], True),

@@ -319,6 +319,25 @@ def test_rows_without_weight_are_not_computed(pipe, settings, rows):
     assert counts["unet_rows"] == rows
 
 
+def test_fusion_in_a_part_of_the_steps(pipe):
+    settings = dict(image=picture(), num_inference_steps=4, generator=seeded(0))
+    counts, half_way = count_work(pipe), []
+
+    def keep(pipe, index, timestep, tensors):
+        half_way.append(tensors["latents"])
+        return tensors
+
+    latents_of(pipe, **settings, callback_on_step_end=keep)
+    counts.update(unet_rows=0)
+    found = latents_of(pipe, **settings | dict(generator=seeded(0)), fusion_end=0.5)
+    assert counts["unet_rows"] == 4 * 3 + 2 * 2
+    rest = latents_of(pipe, **settings, latents=half_way[1], strength=0.5, num_fusion_steps=0)
+    assert torch.equal(found, rest)
+    counts.update(unet_rows=0)
+    latents_of(pipe, **settings, fusion_start=0.5, fusion_end=0.75, num_fusion_steps=2)
+    assert counts["unet_rows"] == 4 * 3 + 1 * 4
+
+
 def test_shared_texts_and_pictures_are_encoded_once(pipe):
     counts, encoded, image = count_work(pipe), [], picture()
     pipe.image_encoder.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
@@ -416,6 +435,10 @@ BAD = [
     (dict(guidance_scale="7"), TypeError, "`guidance_scale` must be a number, not '7'"),
     (dict(fusion_eta=2.0), ValueError, r"`fusion_eta` must be at most 1\.\d+ with this schedule, not 2.0"),
     (dict(fusion_eta=float("nan")), ValueError, "`fusion_eta` must be a finite number"),
+    (dict(fusion_start=-0.1), ValueError, "`fusion_start` must be a finite number of at least 0, not -0.1"),
+    (dict(fusion_end="1"), TypeError, "`fusion_end` must be a number, not '1'"),
+    (dict(fusion_start=0.5, fusion_end=0.5), ValueError, "`fusion_start` must be less than `fusion_end`, and that at"),
+    (dict(fusion_end=1.5), ValueError, "and that at most 1, not 0.0 and 1.5"),
     (dict(strength=0.0), ValueError, r"`strength` must be in \(0, 1\], not 0.0"),
     (dict(strength=1.5), ValueError, r"`strength` must be in \(0, 1\], not 1.5"),
     (dict(strength=0.1), ValueError, "`strength` 0.1 leaves none of 3 steps"),

@@ -58,6 +58,7 @@ from .profusion_inputs import (
     check_strength,
     check_tensor,
     check_weights,
+    check_window,
     check_without,
     choose_size,
     read_lora_scale,
@@ -204,6 +205,8 @@ class ProFusionPipeline(
         fusion_guidance_scale: float = 7.0,
         fusion_subject_scale: float = 0.6,
         fusion_eta: float = 1.0,
+        fusion_start: float = 0.0,
+        fusion_end: float = 1.0,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -251,6 +254,9 @@ class ProFusionPipeline(
             fusion_subject_scale: γ, the strength of S* in the fusion stage; below 1 the text gains.
             fusion_eta: η, how much noise a fusion step renews; 0 makes it the identity. The largest value allowed
                 depends on the schedule and is at least 1.41.
+            fusion_start: Share of the steps after which the fusion stage begins, 0 to 1.
+            fusion_end: Share of the steps at which it ends, 0 to 1. Both as diffusers' `control_guidance_start` and
+                `control_guidance_end`.
             num_images_per_prompt: Pictures for each prompt, 1 or more.
             eta: Noise of DDIM's own step, 0 to 1. Other schedulers don't read it.
             generator: Where random numbers come from; a list gives each picture its own.
@@ -296,6 +302,7 @@ class ProFusionPipeline(
         check_number("fusion_guidance_scale", fusion_guidance_scale)
         check_number("fusion_subject_scale", fusion_subject_scale)
         check_number("fusion_eta", fusion_eta)
+        check_window("fusion_start", fusion_start, "fusion_end", fusion_end)
         check_number("eta", eta)
         check_strength(strength, num_inference_steps)
         check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
@@ -361,7 +368,10 @@ class ProFusionPipeline(
             self.scheduler.set_begin_index(begin)
         timesteps = self.scheduler.timesteps[begin:]
         self._num_timesteps = len(timesteps)
-        levels = fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * len(timesteps)
+        count = len(timesteps)
+        levels = fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * count
+        in_window = [i / count >= fusion_start and (i + 1) / count <= fusion_end for i in range(count)]
+        levels = [level if inside else None for level, inside in zip(levels, in_window, strict=True)]
         shares = [level and noise_share(level.alpha_bar, level.next_alpha_bar, fusion_eta) for level in levels]
         check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
 

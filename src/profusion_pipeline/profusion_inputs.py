@@ -29,6 +29,28 @@ def check_number(name: str, value: Any, *, at_least: float = 0) -> None:
         raise ValueError(f"`{name}` must be a finite number of at least {at_least}, not {value!r}.")
 
 
+def check_window(start_name: str, start: Any, end_name: str, end: Any) -> None:
+    """Two shares that must be the bounds of a part.
+
+    Args:
+        start_name: Of the first setting.
+        start: What was given for it.
+        end_name: Of the second setting.
+        end: What was given for it.
+
+    Raises:
+        TypeError: One isn't a number.
+        ValueError: One is outside 0 to 1, or the part is empty.
+
+    Example:
+        >>> check_window("fusion_start", 0.0, "fusion_end", 0.5)
+    """
+    check_number(start_name, start)
+    check_number(end_name, end)
+    if not start < end <= 1:
+        raise ValueError(f"`{start_name}` must be less than `{end_name}`, and that at most 1, not {start!r} and {end!r}.")
+
+
 def check_count(name: str, value: Any, *, at_least: int) -> None:
     """A setting that must be a whole number.
 
