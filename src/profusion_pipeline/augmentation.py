@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample, interpolate, pad
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 # (picture, mask, generator) -> a picture whose part outside the mask becomes the background
 Painter = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
@@ -101,14 +101,8 @@ def blur(picture: torch.Tensor, radius: float) -> torch.Tensor:
         >>> blur(torch.ones(3, 8, 8), 2.0).allclose(torch.ones(3, 8, 8))
         True
     """
-    for dim in (1, 2):
-        reach = min(math.ceil(3 * radius), picture.shape[dim] - 1)
-        kernel = torch.exp(-(torch.arange(-reach, reach + 1) / radius).square() / 2)
-        kernel = (kernel / kernel.sum()).to(picture)
-        edges = (0, 0, reach, reach) if dim == 1 else (reach, reach, 0, 0)
-        padded = pad(picture[None], edges, mode="reflect")[0]
-        picture = (padded.unfold(dim, len(kernel), 1) * kernel).sum(-1)
-    return picture
+    height, width = picture.shape[1:]
+    return _blur_matrix(height, radius).to(picture) @ picture @ _blur_matrix(width, radius).to(picture).T
 
 
 def paint_noise(picture: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -270,3 +264,13 @@ def augment(
     mask = blur(mask, max(EDGE * min(picture.shape[1:]), 0.5))
     background = paint(picture, mask, generator).to(picture)
     return mask * picture + (1 - mask) * background
+
+
+def _blur_matrix(length: int, radius: float) -> torch.Tensor:
+    # A product with a matrix is some ten times faster on a CPU than a convolution with a kernel hundreds of pixels long.
+    reach = min(math.ceil(3 * radius), length - 1)
+    offsets = torch.arange(-reach, reach + 1)
+    kernel = torch.exp(-(offsets / radius).square() / 2)
+    sources = (torch.arange(length)[:, None] + offsets).abs()  # mirrored at the beginning
+    sources = length - 1 - (length - 1 - sources).abs()  # and at the end
+    return torch.zeros(length, length).scatter_add_(1, sources, (kernel / kernel.sum()).expand(length, -1))
