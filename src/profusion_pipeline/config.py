@@ -183,7 +183,7 @@ class TrainingConfig:
     )
     num_workers: int = setting(
         0,
-        help="Processes that read pictures ahead; if there are any, one more puts batches together (with cache_latents) "
+        help="Processes that read pictures ahead; if any, one more puts batches together (with cache_latents) "
         "and one draws noise. 0 does all this in between.",
         minimum=0,
         resumable=True,
