@@ -19,13 +19,13 @@ from random_models import SIZES, build_pipeline
 from profusion_pipeline import CustomizeConfig, demo_portraits, load_demo_pipeline
 from profusion_pipeline.customize import customizing
 
-# Fields of CustomizeConfig; `dtype` is that of the weights that don't learn, `compiled` that of the forward passes.
+# Fields of CustomizeConfig; `dtype` is that of the weights that don't learn, `compiled` says whether transformer blocks are.
 MODES = {
     "lora": {},
     "lora, float16": {"dtype": "float16"},
     "lora, gradient checkpointing": {"gradient_checkpointing": True},
     "lora, 8-bit AdamW": {"optimizer": "adamw8bit"},
-    "lora, compiled": {"compiled": True},
+    "lora, blocks compiled": {"compiled": True},
     "full": {"mode": "full"},
     "full, gradient checkpointing": {"mode": "full", "gradient_checkpointing": True},
     "full, gradient checkpointing, 8-bit AdamW": {
@@ -56,8 +56,8 @@ def measure(name: str, *, size: str, device: str, dtype: str, steps: int, backen
     else:
         pipe = build_pipeline(size, dtype=weights, device=device)
     if compiled:
-        pipe.unet.compile(backend=backend)
-        pipe.promptnet.compile(backend=backend)
+        pipe.unet.compile_repeated_blocks(backend=backend)
+        pipe.promptnet.compile_repeated_blocks(backend=backend)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()

@@ -169,7 +169,7 @@ def test_convert_table():
 @pytest.mark.parametrize(
     "mode",
     with_compiling_slow(
-        ["lora", "lora, float16", "lora, gradient checkpointing", "lora, compiled", "full, gradient checkpointing"]
+        ["lora", "lora, float16", "lora, gradient checkpointing", "lora, blocks compiled", "full, gradient checkpointing"]
     ),
 )
 @pytest.mark.filterwarnings(
