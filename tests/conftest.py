@@ -20,6 +20,32 @@ def pipe(components):
     return pipe
 
 
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory) -> dict:
+    """What a training reads, folders of a base pipeline and of portraits; no test changes them."""
+    from training import write_base, write_portraits
+
+    return dict(
+        model=write_base(tmp_path_factory.mktemp("base")), data=write_portraits(tmp_path_factory.mktemp("portraits"))
+    )
+
+
+@pytest.fixture
+def folders(inputs, tmp_path) -> dict:
+    """The folders of a training: what it reads, and an `output` that isn't there yet."""
+    return dict(**inputs, output=tmp_path / "run")
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps its state in class attributes; the next training may have another precision."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same state of torch's global generator."""

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from attributes import HIDDEN, VALUES, AttributeReader, Reading, accuracy, labels
 from loop import Schedule, draw_generator, fit
 from pictures import pictures, portraits, to_pixels, to_tensor
@@ -15,10 +14,7 @@ from train_unet import Denoising, encode_pictures, new_unet
 from world import sample_portrait
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """accelerate keeps one state a process; every run of `fit` here begins without it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 class Fit(nn.Module):

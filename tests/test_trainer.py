@@ -6,44 +6,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_promptnet, train_steps
-from training import (
-    assert_same_bits,
-    assert_same_run,
-    log_of,
-    short_run,
-    start,
-    weights,
-    write_base,
-    write_portraits,
-    write_shards,
-)
+from training import assert_same_bits, assert_same_run, log_of, short_run, start, weights, write_base, write_shards
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return dict(
-        model=write_base(tmp_path_factory.mktemp("base")), data=write_portraits(tmp_path_factory.mktemp("portraits"))
-    )
-
-
-@pytest.fixture
-def folders(inputs, tmp_path):
-    return dict(**inputs, output=tmp_path / "run")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its state in class attributes; a test may choose another precision than the one before."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def gradients(config) -> dict[str, torch.Tensor]:

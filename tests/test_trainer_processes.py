@@ -11,44 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from hub_server import serve
 from profusion_pipeline import ProFusionPipeline
 from profusion_pipeline.trainer import train_promptnet
-from training import (
-    assert_same_bits,
-    assert_same_run,
-    log_of,
-    short_run,
-    weights,
-    write_base,
-    write_portraits,
-    write_shards,
-)
+from training import assert_same_bits, assert_same_run, log_of, short_run, weights, write_shards
 
 TESTS = Path(__file__).parent
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return dict(
-        model=write_base(tmp_path_factory.mktemp("base")), data=write_portraits(tmp_path_factory.mktemp("portraits"))
-    )
-
-
-@pytest.fixture
-def folders(inputs, tmp_path):
-    return dict(**inputs, output=tmp_path / "run")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its state in class attributes, and some of it in the environment."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def words(**settings) -> list[str]:

@@ -3,29 +3,13 @@ import json
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers.training_utils import EMAModel
 
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.trainer import train_steps
-from training import assert_same_bits, short_run, start, weights, write_base, write_portraits, write_shards
+from training import assert_same_bits, short_run, start, weights, write_portraits, write_shards
 
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return dict(
-        model=write_base(tmp_path_factory.mktemp("base")),
-        data=write_portraits(tmp_path_factory.mktemp("portraits")),
-        output=tmp_path_factory.mktemp("run"),
-    )
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its state in class attributes; a test may choose another precision than the one before."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def state(run) -> dict[str, torch.Tensor]:
