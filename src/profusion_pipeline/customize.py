@@ -10,13 +10,15 @@ of one picture, reference and target drawn independently.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from .augmentation import Painter
 from .config import CustomizeConfig
@@ -147,7 +149,121 @@ def customizing(
         yield Customization(pipe, config, pool, learning, subject, fingerprint)
 
 
-class Customization:
+class Learning(ABC):
+    """Optimiser steps on a pool of one subject's pictures. What is made smaller, `objective`, is a subclass's.
+
+    Args:
+        pipe: With the learning weights in it.
+        config: All settings.
+        pool: From which references and targets are drawn.
+        weights: What learns.
+
+    Example:
+        >>> with customizing(pipe, photo, config) as run:  # doctest: +SKIP
+        ...     for record in run.learn():
+        ...         print(record.step, record.loss)
+    """
+
+    def __init__(
+        self, pipe: ProFusionPipeline, config: CustomizeConfig, pool: EncodedPool, weights: Iterable[nn.Parameter]
+    ):
+        self.pipe, self.config, self.pool, self.weights = pipe, config, pool, list(weights)
+        self.step, self.losses = 0, []
+        self.device = pipe._execution_device
+        self.noise_schedule = dict(
+            alphas_cumprod=pipe.scheduler.alphas_cumprod.to(self.device),
+            prediction_type=pipe.scheduler.config.prediction_type,
+        )
+        self.precision = PRECISION.get(config.mixed_precision, pipe.unet.dtype)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.optimizer = make_optimizer(config, self.weights)
+
+    @abstractmethod
+    def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
+        """What is made smaller.
+
+        Args:
+            **pairs: As from `draw_pairs`.
+
+        Returns:
+            The loss `[]`.
+        """
+
+    def learn(self) -> Iterator[CustomizeStep]:
+        """One optimiser step after another, up to `config.steps`; the consumer may stop when it likes.
+
+        Yields:
+            A record of each step.
+
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
+        config = self.config
+        while self.step < config.steps:
+            started = time.perf_counter()
+            first = self.step * config.batch_size
+            loss = self.learn_from(**self.draw_pairs(range(first, first + config.batch_size)))
+            self.step += 1
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss is {loss} at step {self.step} of {config.steps}, so nothing was made: try a lower "
+                    "`learning_rate`, or `mixed_precision='bf16'`."
+                )
+            self.losses.append(loss)
+            yield CustomizeStep(self.step, loss, time.perf_counter() - started)
+
+    def draw_pairs(self, numbers: Sequence[int], pool: EncodedPool | None = None) -> dict[str, torch.Tensor]:
+        """Reference, target, timestep and noise of some pairs, each drawn by its own number.
+
+        Args:
+            numbers: Of the pairs, counted over all steps.
+            pool: From which they are drawn; the subject's if None.
+
+        Returns:
+            Arguments of `promptnet_loss`, on the pipeline's device.
+        """
+        pool = pool or self.pool
+        draws = draw_noise(
+            numbers,
+            seed=self.config.seed,
+            num_timesteps=len(self.noise_schedule["alphas_cumprod"]),
+            latent_shape=tuple(pool.mean.shape[1:]),
+        )
+        generators = [np.random.default_rng((self.config.seed, number)) for number in numbers]
+        chosen = np.stack([one.integers(len(pool.mean), size=2) for one in generators])
+        target, reference = torch.from_numpy(chosen).to(self.device).unbind(1)  # [B], [B]
+        posterior_noise = draws.posterior_noise.to(self.device)
+        return dict(
+            latents=pool.mean[target] + pool.std[target] * posterior_noise,
+            reference_latents=pool.mean[reference],
+            image_states=pool.image_states[reference],
+            noise=draws.noise.to(self.device),
+            timesteps=draws.timesteps.to(self.device),
+        )
+
+    def learn_from(self, **pairs: torch.Tensor) -> float:
+        """One optimiser step on given pairs.
+
+        Args:
+            **pairs: `latents`, `reference_latents`, `image_states`, `noise` and `timesteps` of `promptnet_loss`.
+
+        Returns:
+            The loss before the step.
+        """
+        half = self.precision != torch.float32
+        with torch.enable_grad(), torch.autocast(self.device.type, self.precision) if half else nullcontext():
+            loss = self.objective(**pairs)
+            self.scaler.scale(loss).backward()
+        if self.config.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+class Customization(Learning):
     """Weights that learn, and what they learn from; made by [`customizing`].
 
     Args:
@@ -173,10 +289,8 @@ class Customization:
         subject: SubjectEmbedding,
         fingerprint: str,
     ):
-        self.pipe, self.config, self.pool, self.learning = pipe, config, pool, learning
-        self.subject, self.fingerprint = subject, fingerprint
-        self.step, self.losses = 0, []
-        self.device = pipe._execution_device
+        super().__init__(pipe, config, pool, learning.weights.values())
+        self.learning, self.subject, self.fingerprint = learning, subject, fingerprint
         input_ids, positions = tokenize_subject_prompts(
             pipe.tokenizer,
             [config.prompt],
@@ -184,86 +298,21 @@ class Customization:
             num_subject_tokens=pipe.promptnet.num_subject_tokens(*subject.latents.shape[-2:]),
             pad=config.pad_prompt,
         )  # [1, T], [1]
-        self.constants = dict(
-            input_ids=input_ids.to(self.device),
-            positions=positions.to(self.device),
-            alphas_cumprod=pipe.scheduler.alphas_cumprod.to(self.device),
-            prediction_type=pipe.scheduler.config.prediction_type,
-        )
-        self.precision = PRECISION.get(config.mixed_precision, pipe.unet.dtype)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-        self.optimizer = make_optimizer(config, learning.weights.values())
+        self.prompt = dict(input_ids=input_ids.to(self.device), positions=positions.to(self.device))
 
-    def learn(self) -> Iterator[CustomizeStep]:
-        """One optimiser step after another, up to `config.steps`; the consumer may stop when it likes.
-
-        Yields:
-            A record of each step.
-
-        Raises:
-            FloatingPointError: The loss is not finite.
-        """
-        config = self.config
-        while self.step < config.steps:
-            started = time.perf_counter()
-            first = self.step * config.batch_size
-            loss = self.learn_from(**self.draw_pairs(range(first, first + config.batch_size)))
-            self.step += 1
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss is {loss} at step {self.step} of {config.steps}, so nothing was made: try a lower "
-                    "`learning_rate`, or `mixed_precision='bf16'`."
-                )
-            self.losses.append(loss)
-            yield CustomizeStep(self.step, loss, time.perf_counter() - started)
-
-    def draw_pairs(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Reference, target, timestep and noise of some pairs, each drawn by its own number.
+    def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
+        """The loss of PromptNet's own training.
 
         Args:
-            numbers: Of the pairs, counted over all steps.
+            **pairs: As from `draw_pairs`.
 
         Returns:
-            Arguments of `promptnet_loss`, on the pipeline's device.
+            The loss `[]`.
         """
-        draws = draw_noise(
-            numbers,
-            seed=self.config.seed,
-            num_timesteps=len(self.constants["alphas_cumprod"]),
-            latent_shape=tuple(self.pool.mean.shape[1:]),
-        )
-        generators = [np.random.default_rng((self.config.seed, number)) for number in numbers]
-        chosen = np.stack([one.integers(len(self.pool.mean), size=2) for one in generators])
-        target, reference = torch.from_numpy(chosen).to(self.device).unbind(1)  # [B], [B]
-        posterior_noise = draws.posterior_noise.to(self.device)
-        return dict(
-            latents=self.pool.mean[target] + self.pool.std[target] * posterior_noise,
-            reference_latents=self.pool.mean[reference],
-            image_states=self.pool.image_states[reference],
-            noise=draws.noise.to(self.device),
-            timesteps=draws.timesteps.to(self.device),
-        )
-
-    def learn_from(self, **pairs: torch.Tensor) -> float:
-        """One optimiser step on given pairs.
-
-        Args:
-            **pairs: `latents`, `reference_latents`, `image_states`, `noise` and `timesteps` of `promptnet_loss`.
-
-        Returns:
-            The loss before the step.
-        """
-        pipe, half = self.pipe, self.precision != torch.float32
-        with torch.enable_grad(), torch.autocast(self.device.type, self.precision) if half else nullcontext():
-            loss = promptnet_loss(pipe.unet, pipe.text_encoder, pipe.promptnet, **pairs, **self.constants).loss
-            self.scaler.scale(loss).backward()
-        if self.config.max_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.learning.weights.values(), self.config.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return loss.item()
+        pipe = self.pipe
+        return promptnet_loss(
+            pipe.unet, pipe.text_encoder, pipe.promptnet, **pairs, **self.prompt, **self.noise_schedule
+        ).loss
 
     def concept(self) -> Concept:
         """What was learnt so far.

@@ -1,6 +1,6 @@
 """The weights that learn while customising: put in, taken out again, and the optimiser that moves them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -49,12 +49,8 @@ def learning_weights(pipe: DiffusionPipeline, config: CustomizeConfig) -> Iterat
     """
     models = {"unet": pipe.unet, "promptnet": pipe.promptnet}
     with ExitStack() as undo:
-        for model in (*models.values(), pipe.text_encoder):
-            for parameter in model.parameters():
-                undo.callback(parameter.requires_grad_, parameter.requires_grad)
-                parameter.requires_grad_(False)
         if config.mode == "lora":
-            weights = _add_adapters(models, config, undo)
+            weights = undo.enter_context(adapters(models, rank=config.rank, seed=config.seed))
         else:
             weights = {
                 f"{component}.{name}": weight
@@ -62,18 +58,70 @@ def learning_weights(pipe: DiffusionPipeline, config: CustomizeConfig) -> Iterat
                 for name, weight in base_weights(model).items()
                 if component == "promptnet" or name.split(".")[-2] in PROJECTIONS
             }
-        before = {}
-        for name, weight in weights.items():
+        before = undo.enter_context(only_learning((*models.values(), pipe.text_encoder), weights))
+        yield LearningWeights(weights, before if config.mode == "full" else {})
+
+
+@contextmanager
+def only_learning(models: Iterable[nn.Module], weights: dict[str, nn.Parameter]) -> Iterator[dict[str, torch.Tensor]]:
+    """Of some models only some weights learn, in float32; when the block ends, all are as before.
+
+    Args:
+        models: Of which nothing else learns.
+        weights: What learns, by any names; it may be of no model.
+
+    Yields:
+        The tensors that they began with, by the same names.
+
+    Example:
+        >>> line = nn.Linear(2, 2)
+        >>> with only_learning([line], {"weight": line.weight}):
+        ...     line.bias.requires_grad
+        False
+    """
+    with ExitStack() as undo:
+        parameters = [*(parameter for model in models for parameter in model.parameters()), *weights.values()]
+        _keep_learning(parameters, undo)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        before = {name: weight.data for name, weight in weights.items()}
+        for weight in weights.values():
             undo.callback(setattr, weight, "data", weight.data)
             undo.callback(setattr, weight, "grad", None)
-            if config.mode == "full":
-                before[name] = weight.data
             weight.data = weight.data.to(torch.float32, copy=True)
             weight.requires_grad_(True)
-        yield LearningWeights(weights, before)
+        yield before
 
 
-def _add_adapters(models: dict[str, nn.Module], config: CustomizeConfig, undo: ExitStack) -> dict[str, nn.Parameter]:
+def _keep_learning(parameters: Iterable[nn.Parameter], undo: ExitStack) -> None:
+    for parameter in parameters:
+        undo.callback(parameter.requires_grad_, parameter.requires_grad)
+
+
+@contextmanager
+def adapters(
+    models: dict[str, nn.Module], *, rank: int, seed: int = 0, projections: Sequence[str] = PROJECTIONS
+) -> Iterator[dict[str, nn.Parameter]]:
+    """For the length of the block, models have one LoRA adapter more, that does nothing yet.
+
+    Args:
+        models: By the name that their weights' names begin with.
+        rank: Of the adapter.
+        seed: Of its first weights.
+        projections: The layers of attention that it changes.
+
+    Yields:
+        The adapter's weights, by the name they have in a [`Concept`].
+
+    Raises:
+        ImportError: PEFT isn't installed.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> with adapters({"unet": load_demo_pipeline().unet}, rank=4) as weights:
+        ...     len(weights)
+        84
+    """
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -82,17 +130,19 @@ def _add_adapters(models: dict[str, nn.Module], config: CustomizeConfig, undo: E
             "`mode='full'`."
         ) from error
     weights = {}
-    for component, model in models.items():
-        undo.enter_context(keep_active(model))
-        undo.callback(remove_adapter, model, LEARNING)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            targets = list(PROJECTIONS)
-            model.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets), LEARNING)
-        for name, weight in model.named_parameters():
-            if f".{LEARNING}." in name:
-                weights[f"{component}.{name.replace(f'.{LEARNING}.', '.')}"] = weight
-    return weights
+    with ExitStack() as undo:
+        for component, model in models.items():
+            undo.enter_context(keep_active(model))
+            _keep_learning(model.parameters(), undo)  # PEFT freezes them
+            undo.callback(remove_adapter, model, LEARNING)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(projections))
+                model.add_adapter(config, LEARNING)
+            for name, weight in model.named_parameters():
+                if f".{LEARNING}." in name:
+                    weights[f"{component}.{name.replace(f'.{LEARNING}.', '.')}"] = weight
+        yield weights
 
 
 def make_optimizer(config: CustomizeConfig, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
