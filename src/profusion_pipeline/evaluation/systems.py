@@ -15,8 +15,9 @@ Prompts hold its placeholder; each system says what it puts there. Random number
 alone, beginning with the initial noise, so that two systems given equal generators start from equal noise.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ Draw = Callable[[list[str], list[torch.Generator], Sampling], list[Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class System:
+class System(ABC):
     """The interface of all systems, and what they share. `dataclasses.replace` gives one with other settings.
 
     Attributes:
@@ -197,6 +198,7 @@ class System:
         with self._drawing(pipe, read_photo(photo), learnt, config) as draw:
             yield draw
 
+    @abstractmethod
     def unet_rows(self, sampling: Sampling) -> int:
         """Rows of the UNet that one picture takes, its cost on any machine.
 
@@ -206,13 +208,11 @@ class System:
         Returns:
             Rows of all steps together.
         """
-        raise NotImplementedError
 
-    def _learn(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> Learnt:
-        raise NotImplementedError
-
-    def _drawing(self, pipe: ProFusionPipeline, photo: Image.Image, learnt: Learnt, config: CustomizeConfig):
-        raise NotImplementedError
+    @abstractmethod
+    def _drawing(
+        self, pipe: ProFusionPipeline, photo: Image.Image, learnt: Learnt, config: CustomizeConfig
+    ) -> AbstractContextManager[Draw]: ...
 
 
 def _fingerprint(pipe: ProFusionPipeline) -> torch.Tensor:
