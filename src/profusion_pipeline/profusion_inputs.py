@@ -48,7 +48,9 @@ def check_window(start_name: str, start: Any, end_name: str, end: Any) -> None:
     check_number(start_name, start)
     check_number(end_name, end)
     if not start < end <= 1:
-        raise ValueError(f"`{start_name}` must be less than `{end_name}`, and that at most 1, not {start!r} and {end!r}.")
+        raise ValueError(
+            f"`{start_name}` must be less than `{end_name}`, and that at most 1, not {start!r} and {end!r}."
+        )
 
 
 def check_count(name: str, value: Any, *, at_least: int) -> None:
