@@ -13,7 +13,6 @@ from train_autoencoder import Reconstruction, fold_normalisation, new_autoencode
 from train_unet import Denoising, encode_pictures, new_unet
 from world import sample_portrait
 
-
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
