@@ -81,8 +81,8 @@ def only_learning(models: Iterable[nn.Module], weights: dict[str, nn.Parameter])
     """
     with ExitStack() as undo:
         parameters = [*(parameter for model in models for parameter in model.parameters()), *weights.values()]
-        _keep_learning(parameters, undo)
         for parameter in parameters:
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
         before = {name: weight.data for name, weight in weights.items()}
         for weight in weights.values():
@@ -91,11 +91,6 @@ def only_learning(models: Iterable[nn.Module], weights: dict[str, nn.Parameter])
             weight.data = weight.data.to(torch.float32, copy=True)
             weight.requires_grad_(True)
         yield before
-
-
-def _keep_learning(parameters: Iterable[nn.Parameter], undo: ExitStack) -> None:
-    for parameter in parameters:
-        undo.callback(parameter.requires_grad_, parameter.requires_grad)
 
 
 @contextmanager
@@ -133,7 +128,6 @@ def adapters(
     with ExitStack() as undo:
         for component, model in models.items():
             undo.enter_context(keep_active(model))
-            _keep_learning(model.parameters(), undo)  # PEFT freezes them
             undo.callback(remove_adapter, model, LEARNING)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)

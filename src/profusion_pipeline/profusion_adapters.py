@@ -118,6 +118,8 @@ def active_adapters(model: nn.Module) -> list[str]:
 def keep_active(model: nn.Module) -> Iterator[None]:
     """Whatever happens to adapters in the block, those that were active before are active afterwards.
 
+    And the weights that PEFT freezes for a new one may learn again.
+
     Args:
         model: Of diffusers.
 
@@ -129,6 +131,7 @@ def keep_active(model: nn.Module) -> Iterator[None]:
         ...     pipe.unet.add_adapter(config, "trial")
     """
     before = active_adapters(model)
+    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what we want
@@ -136,6 +139,8 @@ def keep_active(model: nn.Module) -> Iterator[None]:
     finally:
         if getattr(model, "peft_config", None):
             model.set_adapter(before)
+        for parameter, learnt in learns:
+            parameter.requires_grad_(learnt)
 
 
 def remove_adapter(model: nn.Module, name: str) -> None:

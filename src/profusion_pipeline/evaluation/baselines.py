@@ -1,31 +1,231 @@
 """The systems that are compared, by name: ours and its rivals, all with the interface of `systems.py`."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..demo import DEMO_SETTINGS
-from .systems import ProFusion, StableDiffusion, System
+import torch
+from PIL import Image
+from torch import nn
 
-# As published, for Stable Diffusion 2.
+from ..config import CustomizeConfig
+from ..customize import Learning
+from ..demo import DEMO_SETTINGS
+from ..learning_weights import adapters, only_learning
+from ..pipeline_profusion import ProFusionPipeline
+from ..profusion_adapters import base_weights, changed_weights
+from ..subject_pool import EncodedPool, encode_pictures
+from ..subject_prompt import encode_texts
+from .e4t import E4T
+from .rival_parts import (
+    ATTENTION,
+    WordPrompts,
+    denoising_losses,
+    encode_photo,
+    encode_word,
+    learnt_adapters,
+    noun_vector,
+    word_prompts,
+)
+from .systems import Learnt, ProFusion, Sampling, StableDiffusion, System
+
+
+class _WordLearning(Learning):
+    def __init__(self, *run: Any, prompt: WordPrompts, word: nn.Parameter):
+        super().__init__(*run, [word])
+        self.prompt, self.word = prompt, word
+
+    def objective(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, **_) -> torch.Tensor:
+        states = encode_word(self.pipe.text_encoder, self.prompt, self.word[None, None])  # [1, T, D]
+        sample = dict(latents=latents, noise=noise, timesteps=timesteps)
+        return denoising_losses(
+            self.pipe.unet, states.expand(len(latents), -1, -1), **sample, **self.noise_schedule
+        ).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextualInversion(StableDiffusion):
+    """One word's vector learns, beginning as the class noun's; every weight stays.
+
+    Attributes:
+        name: In tables and plots.
+        learning: As of `System`.
+        guidance_scale: As of `StableDiffusion`.
+
+    Source: Gal et al. 2022, "An Image is Worth One Word" (arXiv 2208.01618).
+
+    Example:
+        >>> TextualInversion(name="Textual Inversion", learning={"steps": 3000}).config().steps
+        3000
+    """
+
+    def _learn(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> Learnt:
+        pool = encode_photo(pipe, photo, config)
+        prompt = word_prompts(pipe, [config.prompt], config.class_noun, pad=config.pad_prompt)
+        word = nn.Parameter(noun_vector(pipe, config.class_noun))
+        with only_learning((pipe.unet, pipe.text_encoder), {"word": word}):
+            for _ in _WordLearning(pipe, config, pool, prompt=prompt, word=word).learn():
+                pass
+            return {"word": word.detach().cpu()}
+
+    @contextmanager
+    def _subject(
+        self, pipe: ProFusionPipeline, photo: Image.Image, learnt: Learnt, config: CustomizeConfig
+    ) -> Iterator[Callable[[list[str]], dict[str, Any]]]:
+        @torch.no_grad()
+        def texts(prompts: list[str]) -> dict[str, Any]:
+            places = word_prompts(pipe, prompts, config.class_noun)
+            return {"prompt_embeds": encode_word(pipe.text_encoder, places, learnt["word"].to(pipe.device)[None, None])}
+
+        yield texts
+
+
+class _PriorLearning(Learning):
+    def __init__(self, *run: Any, class_pool: EncodedPool, states: torch.Tensor, prior_weight: float):
+        super().__init__(*run)
+        self.class_pool, self.states, self.prior_weight = class_pool, states, prior_weight
+
+    def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
+        batch = self.config.batch_size
+        first = (self.config.steps + self.step) * batch  # beyond the numbers of all of the subject's pictures
+        prior = self.draw_pairs(range(first, first + batch), self.class_pool)
+        sample = {name: torch.cat([pairs[name], prior[name]]) for name in ("latents", "noise", "timesteps")}
+        states = self.states.repeat_interleave(batch, dim=0)  # [2 B, T, D]
+        losses = denoising_losses(self.pipe.unet, states, **sample, **self.noise_schedule)
+        return losses[:batch].mean() + self.prior_weight * losses[batch:].mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamBooth(StableDiffusion):
+    """The UNet learns that "a sks person" is the subject, and keeps what it says of "a person" on pictures of its own.
+
+    All of the UNet learns with `mode="full"` in `learning`, LoRA adapters on its attention with `mode="lora"`.
+
+    Attributes:
+        name: In tables and plots.
+        learning: As of `System`.
+        guidance_scale: As of `StableDiffusion`.
+        rare_word: What stands before the class noun; a word that the text encoder knows little of.
+        num_class_pictures: How many pictures the base model draws under the class prompt, in 25 steps of DPM++ 2M.
+        prior_weight: Of the loss on these.
+
+    Source: Ruiz et al. 2022, "DreamBooth" (arXiv 2208.12242).
+
+    Example:
+        >>> DreamBooth(name="DreamBooth", rare_word="ohwx").words("a person")
+        'a ohwx person'
+    """
+
+    rare_word: str = "sks"
+    num_class_pictures: int = 32
+    prior_weight: float = 1.0
+
+    def words(self, class_noun: str) -> str:
+        """What stands in a prompt for the subject.
+
+        Args:
+            class_noun: What the subject is.
+
+        Returns:
+            The class noun with the rare word before its last word.
+        """
+        *before, noun = class_noun.split()
+        return " ".join([*before, self.rare_word, noun])
+
+    def _learn(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> Learnt:
+        pool, class_pool = encode_photo(pipe, photo, config), self._class_pool(pipe, photo, config)
+        texts = [
+            config.prompt.replace(pipe.config.placeholder, words)
+            for words in (self.words(config.class_noun), config.class_noun)
+        ]
+        with torch.no_grad():
+            states = encode_texts(pipe.text_encoder, pipe.tokenizer, texts, device=pipe.device)  # [2, T, D]
+        with self._weights(pipe.unet, config) as weights, only_learning((pipe.unet,), weights) as before:
+            run = _PriorLearning(
+                pipe,
+                config,
+                pool,
+                weights.values(),
+                class_pool=class_pool,
+                states=states,
+                prior_weight=self.prior_weight,
+            )
+            for _ in run.learn():
+                pass
+            start = before if config.mode == "full" else {}
+            return {name: (w.detach() - start.get(name, 0)).to("cpu", torch.float16) for name, w in weights.items()}
+
+    @contextmanager
+    def _weights(self, unet: nn.Module, config: CustomizeConfig) -> Iterator[dict[str, nn.Parameter]]:
+        if config.mode == "full":
+            yield {f"unet.{name}": weight for name, weight in base_weights(unet).items()}
+        else:
+            with adapters({"unet": unet}, rank=config.rank, seed=config.seed, projections=ATTENTION) as weights:
+                yield weights
+
+    def _class_pool(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> EncodedPool:
+        base = StableDiffusion(name="class pictures", guidance_scale=self.guidance_scale)
+        sampling, pictures = Sampling(num_inference_steps=25, scheduler="DPM++ 2M"), []
+        with base.drawing(pipe, photo, {}, config) as draw:
+            for first in range(0, self.num_class_pictures, config.batch_size):
+                numbers = range(first, min(first + config.batch_size, self.num_class_pictures))
+                generators = [torch.Generator().manual_seed(1_000_000 * config.seed + number) for number in numbers]
+                pictures += draw([config.prompt] * len(numbers), generators, sampling)
+        return encode_pictures(pipe, pictures, *reversed(pictures[0].size))
+
+    @contextmanager
+    def _subject(
+        self, pipe: ProFusionPipeline, photo: Image.Image, learnt: Learnt, config: CustomizeConfig
+    ) -> Iterator[Callable[[list[str]], dict[str, Any]]]:
+        if config.mode == "full":
+            changes = {name.removeprefix("unet."): t for name, t in learnt.items() if name.startswith("unet.")}
+            in_place = changed_weights(pipe.unet, changes, 1.0)
+        else:
+            in_place = learnt_adapters({"unet": pipe.unet}, learnt, rank=config.rank)
+        with in_place:
+            words = self.words(config.class_noun)
+            yield lambda prompts: {"prompt": [prompt.replace(pipe.config.placeholder, words) for prompt in prompts]}
+
+
+# As published, for Stable Diffusion 2: the recipes of diffusers' examples for Textual Inversion and DreamBooth, a few
+# steps on large batches for E4T, and the defaults of this project for ProFusion.
 SYSTEMS: Mapping[str, System] = {
     system.name: system
     for system in (
         StableDiffusion(name="Stable Diffusion"),
+        TextualInversion(name="Textual Inversion", learning={"steps": 3000, "learning_rate": 2e-3}),
+        DreamBooth(name="DreamBooth LoRA", learning={"steps": 500, "learning_rate": 1e-4, "batch_size": 1}),
+        DreamBooth(name="DreamBooth", learning={"mode": "full", "steps": 800, "learning_rate": 5e-6, "batch_size": 1}),
+        E4T(name="E4T", learning={"steps": 15, "learning_rate": 1e-4, "batch_size": 16}),
         ProFusion(name="PromptNet"),
+        ProFusion(name="PromptNet, plain", promptnet="plain"),
+        ProFusion(name="PromptNet, L2", promptnet="l2"),
         ProFusion(name="ProFusion", learning={"steps": 100}),
+        ProFusion(name="ProFusion, plain", promptnet="plain", learning={"steps": 100}),
+        ProFusion(name="ProFusion, L2", promptnet="l2", learning={"steps": 100}),
     )
 }
 
-_DEMO_CALL = {name: value for name, value in DEMO_SETTINGS.items() if name != "class_noun"}
+_CALL = {"call": {name: value for name, value in DEMO_SETTINGS.items() if name != "class_noun"}}
 # For the demo model: what differs.
 _DEMO: Mapping[str, dict[str, Any]] = {
     "Stable Diffusion": {"guidance_scale": 5.0},
-    "PromptNet": {"call": _DEMO_CALL},
-    "ProFusion": {"call": _DEMO_CALL},
+    "Textual Inversion": {"guidance_scale": 5.0, "learning": {"steps": 200, "learning_rate": 1e-2}},
+    # "z" is a token of the demo model's vocabulary that none of its captions has
+    "DreamBooth LoRA": {"guidance_scale": 5.0, "rare_word": "z", "learning": {"steps": 100, "learning_rate": 1e-3}},
+    "DreamBooth": {
+        "guidance_scale": 5.0,
+        "rare_word": "z",
+        "learning": {"mode": "full", "steps": 100, "learning_rate": 1e-4},
+    },
+    "E4T": {"guidance_scale": 5.0, "learning": {"steps": 15, "learning_rate": 3e-4, "batch_size": 16}},
 }
-DEMO_SYSTEMS: Mapping[str, System] = {name: replace(system, **_DEMO[name]) for name, system in SYSTEMS.items()}
+DEMO_SYSTEMS: Mapping[str, System] = {
+    name: replace(system, **(_CALL if isinstance(system, ProFusion) else _DEMO[name]))
+    for name, system in SYSTEMS.items()
+}
 
 
 def get_system(name: str, *, demo: bool = False, weights: Path | None = None) -> System:
@@ -34,7 +234,7 @@ def get_system(name: str, *, demo: bool = False, weights: Path | None = None) ->
     Args:
         name: One of `SYSTEMS`.
         demo: Whether with the settings for the demo model rather than those for Stable Diffusion 2.
-        weights: The folder of pre-trained rivals; others don't read it.
+        weights: The folder of pre-trained rivals; systems that need none don't read it.
 
     Returns:
         The system.
@@ -48,6 +248,6 @@ def get_system(name: str, *, demo: bool = False, weights: Path | None = None) ->
     """
     table = DEMO_SYSTEMS if demo else SYSTEMS
     if name not in table:
-        raise ValueError(f"`name` of a system must be one of {', '.join(table)}, got {name!r}.")
+        raise ValueError(f"`name` of a system must be one of {', '.join(map(repr, table))}, got {name!r}.")
     system = table[name]
     return replace(system, weights=weights) if hasattr(system, "weights") else system
