@@ -166,7 +166,9 @@ def bare_two_versions(settings):
         expect(pipe, settings, name.split()[0])
     copy = Path(settings["work"], "second_copy")
     pipes["second"].save_pretrained(copy)
-    assert {path.name for path in copy.glob("*.py")} == {path.name for path in Path(settings["second"]).glob("*.py")}
+    code = [path.relative_to(copy) for path in copy.rglob("*.py")]
+    assert len(code) > 10
+    assert all((copy / path).read_bytes() == Path(settings["second"], path).read_bytes() for path in code)
 
 
 def bare_stable_diffusion_with_our_code(settings):

@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 import hub_checks
 from hub_server import Hub, Repository, serve
 from profusion_pipeline import ProFusionPipeline
-from profusion_pipeline import profusion_repository as repository
+from test_architecture import SHIPPED
 from tiny import make_components
 
 TESTS = Path(__file__).parent
@@ -46,11 +46,8 @@ def package_of(folder: Path, name: str):
 def write_second_version(folder: Path) -> None:
     folder.mkdir()
     (folder / "__init__.py").touch()
-    for path in repository.method_files(SOURCE / "pipeline_profusion.py"):
-        name = Path(path).name
-        if (SOURCE / name).is_file():
-            shutil.copy(SOURCE / name, folder)
-    shutil.copy(SOURCE / "pipeline_profusion.py", folder)
+    for name in SHIPPED:
+        shutil.copy(SOURCE / f"{name}.py", folder)
     for name, (old, new) in CHANGES.items():
         text = (folder / name).read_text(encoding="utf-8")
         assert text.count(old) == 1, name

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -45,30 +44,19 @@ def assert_same_weights(pipe, other) -> None:
 
 
 def test_every_file_of_the_method_is_there_byte_for_byte(saved):
-    (folder,) = saved.glob("profusion_*")
-    stamp = folder.name.removeprefix("profusion_")
-    siblings = {f"{name}.py" for name in SHIPPED} - {"pipeline_profusion.py"}
-    assert {path.name for path in folder.iterdir()} == siblings
-    for name in siblings:
-        assert (folder / name).read_bytes() == (SOURCE / name).read_bytes(), name
-    assert (saved / "promptnet" / f"modeling_promptnet_{stamp}.py").read_bytes() == (
-        SOURCE / "modeling_promptnet.py"
-    ).read_bytes()
-    pipeline = (saved / f"pipeline_profusion_{stamp}.py").read_bytes()
-    assert pipeline.count(f"from .{folder.name}.".encode()) == len(siblings)
-    assert (
-        pipeline.replace(f"from .{folder.name}.".encode(), b"from .") == (SOURCE / "pipeline_profusion.py").read_bytes()
-    )
+    in_repository = {name: saved / f"{name}.py" for name in SHIPPED} | {"profusion_entry": saved / "pipeline.py"}
+    assert {path for path in saved.glob("*.py")} == set(in_repository.values())
+    for name, path in in_repository.items():
+        assert path.read_bytes() == (SOURCE / f"{name}.py").read_bytes(), name
+    (promptnet,) = saved.glob("*/*.py")
+    assert promptnet == saved / "promptnet" / "modeling_promptnet.py"
+    assert promptnet.read_bytes() == (SOURCE / "modeling_promptnet.py").read_bytes()
 
 
 def test_diffusers_finds_all_files_from_the_entry(saved):
-    """It follows no chains: the entry itself must name every file that is imported anywhere."""
-    named = {saved / f"{module.replace('.', '/')}.py" for module in get_relative_imports(saved / "pipeline.py")}
-    (pipeline,) = saved.glob("pipeline_profusion_*.py")
-    assert named == {pipeline, *saved.glob("profusion_*/*.py")}
-    needed = {saved / f"{module.replace('.', '/')}.py" for module in get_relative_imports(pipeline)}
-    assert needed == named - {pipeline}
-    assert not any(get_relative_imports(path) for path in needed)
+    """From a folder it copies what the entry names and nothing deeper."""
+    named = {saved / f"{module}.py" for module in get_relative_imports(saved / "pipeline.py")}
+    assert named == set(saved.glob("*.py")) - {saved / "pipeline.py"}
 
 
 def test_diffusers_looks_for_no_package_that_is_not_needed(saved):
@@ -81,38 +69,12 @@ def test_diffusers_looks_for_no_package_that_is_not_needed(saved):
         assert packages <= CORE | sys.stdlib_module_names, path.name
 
 
-def test_a_repository_gives_the_same_files_again(saved):
-    (pipeline,) = saved.glob("pipeline_profusion_*.py")
-    assert repository.method_files(pipeline) == repository.method_files(SOURCE / "pipeline_profusion.py")
-
-
-@pytest.mark.parametrize("changed", ["pipeline_profusion", "fusion_sampling", "modeling_promptnet"])
-def test_other_code_has_other_names(changed, tmp_path):
+def test_code_that_came_from_a_repository_gives_the_same_files(tmp_path):
+    """That lies in a package of its own, where the entry has the name that it has here."""
     for name in SHIPPED:
         shutil.copy(SOURCE / f"{name}.py", tmp_path)
-    before = repository.method_files(tmp_path / "pipeline_profusion.py")
-    assert before == repository.method_files(SOURCE / "pipeline_profusion.py")
-    with (tmp_path / f"{changed}.py").open("a") as file:
-        file.write("# changed\n")
-    after = repository.method_files(tmp_path / "pipeline_profusion.py")
-    assert before.keys() & after.keys() == {"pipeline.py"}
-    assert len(before["pipeline.py"]) != len(after["pipeline.py"])
-
-
-def test_two_entries_in_one_second(tmp_path, monkeypatch):
-    """As diffusers runs them: one after the other copied to the same path. Python must not take them for one file."""
-    for name in SHIPPED:
-        shutil.copy(SOURCE / f"{name}.py", tmp_path)
-    (tmp_path / "fusion_sampling.py").write_text("# another version\n")
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    copy = tmp_path / "entry.py"
-    for pipeline in (SOURCE / "pipeline_profusion.py", tmp_path / "pipeline_profusion.py"):
-        content = repository.method_files(pipeline)["pipeline.py"]
-        copy.write_bytes(content)
-        os.utime(copy, (0, 0))
-        loaded = SourceFileLoader("entry", str(copy)).get_code("entry")
-        (stamped,) = re.findall(rb"pipeline_profusion_\w{12}", content)
-        assert stamped.decode() in loaded.co_names
+    ours = repository.method_files(SOURCE / "pipeline_profusion.py")
+    assert repository.method_files(tmp_path / "pipeline_profusion.py") == ours
 
 
 # ----------------------------------------------------------------------------------------------- the index
@@ -181,14 +143,10 @@ def test_saving_over_an_older_save(tmp_path):
     ProFusionPipeline(**make_components(seed=1)).save_pretrained(target, max_shard_size="50KB")
     assert list(target.glob("unet/*-00002-of-*.safetensors")) and (target / "notes.txt").write_text("mine")
     ProFusionPipeline(**make_components(seed=2)).save_pretrained(target, variant="fp16", max_shard_size="50KB")
-    old = [target / "pipeline_profusion_0123456789ab.py", target / "profusion_0123456789ab" / "old.py"]
-    old.append(target / "promptnet" / "modeling_promptnet_0123456789ab.py")
-    for path in old:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
+    (target / "profusion_of_old.py").touch()
     pipe = ProFusionPipeline(**make_components(seed=3))
     pipe.save_pretrained(target)
-    assert not any(path.exists() for path in [*old, old[1].parent])
+    assert not (target / "profusion_of_old.py").exists()
     assert (target / "notes.txt").read_text() == "mine"
     assert_same_weights(ProFusionPipeline.from_pretrained(target), pipe)
     other = ProFusionPipeline(**make_components(seed=2))
@@ -252,7 +210,7 @@ def test_what_is_superseded(variant):
         f"unet/diffusion_pytorch_model{mark}-00001-of-00002.safetensors",
         f"unet/diffusion_pytorch_model.safetensors.index{mark}.json",
         f"unet/diffusion_pytorch_model{mark}.bin",
-        "profusion_0123456789ab/fusion_sampling.py",
+        "profusion_of_old.py",
     ]
     stays = [
         f"unet/diffusion_pytorch_model{mark}.safetensors",

@@ -1,20 +1,15 @@
 """What a folder or Hub repository of a ProFusionPipeline holds, and how the pipeline writes one.
 
-    model_index.json                         the index; written last, so that half a folder never loads
-    README.md                                the model card; one that is there already is kept
-    pipeline.py                              the entry: diffusers knows custom pipelines by this name
-    pipeline_profusion_<stamp>.py            the pipeline
-    profusion_<stamp>/*.py                   the files that it imports
-    promptnet/modeling_promptnet_<stamp>.py  PromptNet once more: diffusers looks for a component's code in its folder
-    unet/, vae/, ...                         the components, as diffusers and transformers write them
+    model_index.json                   the index; written last, so that half a folder never loads
+    README.md                          the model card; one that is there already is kept
+    pipeline.py                        what diffusers runs first: `profusion_entry.py` under the name that it looks for
+    pipeline_profusion.py, ...         the pipeline and the files that it imports
+    promptnet/modeling_promptnet.py    PromptNet once more: diffusers looks for a component's code in its folder
+    unet/, vae/, ...                   the components, as diffusers and transformers write them
 
-The method's files are those of the running pipeline, byte for byte; only the import lines of the pipeline name the
-folder with the stamp. The stamp is a hash of the files. It is there because diffusers runs the code of all repositories
-under module names made from file names alone: without it the second repository loaded in a process would run the
-siblings of the first, and replace the functions of the first one's pipeline by its own.
+The method's files are those of the running pipeline, byte for byte.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -26,57 +21,32 @@ from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub import CommitInfo, create_repo, list_repo_files, upload_folder
 
 INDEX, CARD = "model_index.json", "README.md"
-HASH = "[0-9a-f]{12}"
-STAMPED_IMPORT = re.compile(rf"^from \.profusion_{HASH}\.".encode(), re.MULTILINE)
-STAMPED_FILE = re.compile(rf"(pipeline_profusion_{HASH}|profusion_{HASH}/\w+|promptnet/modeling_promptnet_{HASH})\.py")
+CODE = re.compile(r"profusion_\w+\.py")  # of the method; its other files have the same names in every version
 
 
 def method_files(pipeline_file: Path) -> dict[str, bytes]:
     """The code of a repository, from the pipeline's file and what lies beside it.
 
-    It makes no difference whether that is the file in the package or one of an older repository: equal code gives equal
-    files under equal names.
+    It makes no difference whether that is the file in the package or one that came from a repository.
 
     Args:
-        pipeline_file: `pipeline_profusion.py`, or the stamped file of a repository.
+        pipeline_file: `pipeline_profusion.py`.
 
     Returns:
         Path in the repository -> content.
 
     Example:
         >>> files = method_files(Path(__file__).with_name("pipeline_profusion.py"))
-        >>> files["pipeline.py"] == method_files(Path(__file__).with_name("pipeline_profusion.py"))["pipeline.py"]
+        >>> files["profusion_repository.py"] == Path(__file__).read_bytes()
         True
     """
-    pipeline = STAMPED_IMPORT.sub(b"from .", pipeline_file.read_bytes())
-    siblings = {}
-    for module in sorted(get_relative_imports(pipeline_file)):  # of a repository, with the stamped folder in front
-        path = pipeline_file.parent.joinpath(*module.split(".")).with_suffix(".py")
-        siblings[path.name] = path.read_bytes()
-    parts = [pipeline, *(part for name, content in siblings.items() for part in (name.encode(), content))]
-    stamp = hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
-    folder = f"profusion_{stamp}"
+    names = ["pipeline_profusion", *get_relative_imports(pipeline_file)]
+    files = {f"{name}.py": pipeline_file.with_name(f"{name}.py").read_bytes() for name in sorted(names)}
     return {
-        "pipeline.py": _entry(stamp, [f".{folder}.{name.removesuffix('.py')}" for name in siblings]),
-        f"pipeline_{folder}.py": re.sub(rb"^from \.", f"from .{folder}.".encode(), pipeline, flags=re.MULTILINE),
-        **{f"{folder}/{name}": content for name, content in siblings.items()},
-        f"promptnet/modeling_promptnet_{stamp}.py": siblings["modeling_promptnet.py"],
+        "pipeline.py": pipeline_file.with_name("profusion_entry.py").read_bytes(),
+        **files,
+        "promptnet/modeling_promptnet.py": files["modeling_promptnet.py"],
     }
-
-
-def _entry(stamp: str, siblings: list[str]) -> bytes:
-    lines = [
-        '"""The pipeline under the name that diffusers looks for; it is in the file imported first.',
-        "",
-        "diffusers fetches the files that stand in import lines here and no others, so all of them are named.",
-        '"""',
-        "",
-        f"from .pipeline_profusion_{stamp} import ProFusionPipeline  # noqa: F401",
-        *(f"from {module} import __name__ as _  # noqa: F401" for module in siblings),
-    ]
-    # diffusers copies entries of all repositories to one place, where Python runs what it compiled before if size and
-    # second are the same; so the size of an entry is its own: up to 4096 empty lines.
-    return ("\n".join(lines) + "\n" * (1 + int(stamp[:3], 16))).encode()
 
 
 def mend_components(folder: Path) -> None:
@@ -146,7 +116,7 @@ def superseded_files(there: Collection[str], new: Collection[str], variant: str 
 
     def goes(path: str) -> bool:
         found = weights.fullmatch(path)
-        return path not in new and bool(STAMPED_FILE.fullmatch(path) or (found and found[1] in parts))
+        return path not in new and bool(CODE.fullmatch(path) or (found and found[1] in parts))
 
     return sorted(path for path in there if goes(path))
 
@@ -365,14 +335,10 @@ class RepositoryMixin:
             license: For the model card: the Hub's word for a licence.
         """
         mend_components(folder)
-        code = method_files(self._method_file)
-        for path, content in code.items():
-            (folder / path).parent.mkdir(exist_ok=True)
+        for path, content in method_files(self._method_file).items():
             (folder / path).write_bytes(content)
-        index = _read_json(folder / INDEX)
-        module = next(Path(path).stem for path in code if path.startswith("promptnet/"))
-        names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": [module, "PromptNet"]}
-        _write_json(folder / INDEX, index | names)
+        names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": ["modeling_promptnet", "PromptNet"]}
+        _write_json(folder / INDEX, _read_json(folder / INDEX) | names)
         if not has_card:
             card = self._model_card(
                 name,
