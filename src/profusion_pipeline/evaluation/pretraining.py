@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -151,15 +151,13 @@ def pretraining_e4t(
         )
     noun, side = noun_vector(pipe, class_noun), pipe.unet.config.sample_size
     places = word_prompts(pipe, [prompt], class_noun, num_words=encoder.num_subject_tokens(side, side))
-    dtypes = {model: model.dtype for model in (pipe.unet, pipe.text_encoder)}
-    try:
-        for model in dtypes:
-            nn.Module.to(model, frozen_dtype)
-        with adapters({"unet": pipe.unet}, rank=rank, seed=seed, projections=ATTENTION) as offsets:
-            learning = offsets | {f"encoder.{name}": weight for name, weight in encoder.named_parameters()}
-            with only_learning((pipe.unet, pipe.text_encoder), learning):
-                settings = dict(batch_size=batch_size, offset_l2=offset_l2, seed=seed)
-                yield E4TPretraining(pipe, encoder, offsets, source, places, noun, **settings)
-    finally:
-        for model, dtype in dtypes.items():
-            nn.Module.to(model, dtype)
+    with ExitStack() as undo:
+        for model in (pipe.unet, pipe.text_encoder):
+            for parameter in model.parameters():
+                undo.callback(setattr, parameter, "data", parameter.data)
+                parameter.data = parameter.data.to(frozen_dtype)
+        offsets = undo.enter_context(adapters({"unet": pipe.unet}, rank=rank, seed=seed, projections=ATTENTION))
+        learning = offsets | {f"encoder.{name}": weight for name, weight in encoder.named_parameters()}
+        undo.enter_context(only_learning((pipe.unet, pipe.text_encoder), learning))
+        settings = dict(batch_size=batch_size, offset_l2=offset_l2, seed=seed)
+        yield E4TPretraining(pipe, encoder, offsets, source, places, noun, **settings)
