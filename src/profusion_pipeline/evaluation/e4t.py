@@ -152,6 +152,11 @@ class E4T(StableDiffusion):
     weights: Path | None = None
     offset_l2: float = 0.01
 
+    @property
+    def pretrained(self) -> str | None:
+        """The folder in `weights` without which it can't work."""
+        return FOLDER
+
     def _learn(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> Learnt:
         encoder, offsets, rank = self._pretrained(pipe)
         pool = encode_photo(pipe, photo, config)

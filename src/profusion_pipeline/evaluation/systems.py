@@ -113,6 +113,7 @@ class Sampling:
 
 
 Draw = Callable[[list[str], list[torch.Generator], Sampling], list[Image.Image]]
+DrawTogether = Callable[[list[str], list[torch.Generator], Sampling, list[int]], list[Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,16 @@ class System(ABC):
     def learns(self) -> bool:
         """Whether it learns anything of the one photo."""
         return bool(self.learning)
+
+    @property
+    def together(self) -> bool:
+        """Whether pictures of several subjects can be drawn in one call."""
+        return False
+
+    @property
+    def pretrained(self) -> str | None:
+        """The folder in `weights` without which it can't work, if there is one."""
+        return None
 
     def config(self, **settings: Any) -> CustomizeConfig:
         """All settings of learning.
@@ -190,13 +201,43 @@ class System(ABC):
             FileNotFoundError: The system is pre-trained, and its weights are not there.
             ValueError: `learnt` is of another base, or missing.
         """
-        if self.learns != bool(learnt):
-            wanted = "what `learn` returned" if self.learns else "empty, because it learns nothing"
-            raise ValueError(f"`learnt` of {self.name} must be {wanted}, got {len(learnt)} tensors.")
-        if learnt and not torch.equal(learnt[BASE], _fingerprint(pipe)):
-            raise ValueError(f"`learnt` of {self.name} must be of this pipeline's weights, got that of another base.")
+        self._check(pipe, [learnt])
         with self._drawing(pipe, read_photo(photo), learnt, config) as draw:
             yield draw
+
+    @contextmanager
+    def drawing_together(
+        self, pipe: ProFusionPipeline, photos: list[Photo], learnt: list[Learnt], configs: list[CustomizeConfig]
+    ) -> Iterator[DrawTogether]:
+        """As `drawing`, for several subjects in one call; only if `together`.
+
+        Args:
+            pipe: The pipeline that all systems share.
+            photos: Of each subject.
+            learnt: Of each photo, as from `learn`.
+            configs: As given to `learn`.
+
+        Yields:
+            `draw(prompts, generators, sampling, of)`, where `of` says for each prompt the number of its subject.
+
+        Raises:
+            FileNotFoundError: The system is pre-trained, and its weights are not there.
+            ValueError: One of `learnt` is of another base, or missing.
+        """
+        self._check(pipe, learnt)
+        with self._drawing_together(pipe, [read_photo(photo) for photo in photos], learnt, configs) as draw:
+            yield draw
+
+    def _check(self, pipe: ProFusionPipeline, learnt: list[Learnt]) -> None:
+        fingerprint = _fingerprint(pipe) if any(learnt) else None
+        for one in learnt:
+            if self.learns != bool(one):
+                wanted = "what `learn` returned" if self.learns else "empty, because it learns nothing"
+                raise ValueError(f"`learnt` of {self.name} must be {wanted}, got {len(one)} tensors.")
+            if one and not torch.equal(one[BASE], fingerprint):
+                raise ValueError(
+                    f"`learnt` of {self.name} must be of this pipeline's weights, got that of another base."
+                )
 
     @abstractmethod
     def unet_rows(self, sampling: Sampling) -> int:
@@ -246,6 +287,18 @@ class StableDiffusion(System):
             Rows of all steps together.
         """
         return sampling.num_inference_steps * (2 if self._scale(sampling) > 1 else 1)
+
+    @property
+    def together(self) -> bool:
+        """Whether pictures of several subjects can be drawn in one call: where there is no subject, they can."""
+        return not self.learns
+
+    @contextmanager
+    def _drawing_together(
+        self, pipe: ProFusionPipeline, photos: list[Image.Image], learnt: list[Learnt], configs: list[CustomizeConfig]
+    ) -> Iterator[DrawTogether]:
+        with self._drawing(pipe, photos[0], learnt[0], configs[0]) as draw:
+            yield lambda prompts, generators, sampling, of: draw(prompts, generators, sampling)
 
     def _scale(self, sampling: Sampling) -> float:
         return self.guidance_scale * sampling.guidance
@@ -347,22 +400,45 @@ class ProFusion(System):
         concept = customize(self._pipeline(pipe), photo, config)
         return {f"subject.{name}": getattr(concept, name) for name in SUBJECT} | concept.changes
 
+    @property
+    def together(self) -> bool:
+        """Whether pictures of several subjects can be drawn in one call: all but with `mode="full"`."""
+        return self.learning.get("mode") != "full"
+
+    @property
+    def pretrained(self) -> str | None:
+        """The folder in `weights` without which it can't work, if there is one."""
+        return self.promptnet
+
     @contextmanager
     def _drawing(
         self, pipe: ProFusionPipeline, photo: Image.Image, learnt: Learnt, config: CustomizeConfig
     ) -> Iterator[Draw]:
+        with self._drawing_together(pipe, [photo], [learnt], [config]) as draw:
+            yield lambda prompts, generators, sampling: draw(prompts, generators, sampling, [0] * len(prompts))
+
+    @contextmanager
+    def _drawing_together(
+        self, pipe: ProFusionPipeline, photos: list[Image.Image], learnt: list[Learnt], configs: list[CustomizeConfig]
+    ) -> Iterator[DrawTogether]:
         ours = self._pipeline(pipe)
-        if learnt:
-            ours.load_concept(self._concept(ours, learnt, config), name=LOADED)
-            subject = {}
-        else:
-            subject = {"subject": ours.encode_subject(photo), "class_noun": config.class_noun}
-
-        def draw(prompts: list[str], generators: list[torch.Generator], sampling: Sampling) -> list[Image.Image]:
-            ours.scheduler = sampling.make_scheduler(pipe.scheduler)
-            return ours(prompts, generator=generators, **subject, **self._call(sampling)).images
-
         try:
+            names = [f"subject-{number}" for number in range(len(photos))]  # of concepts
+            for name, one, config in zip(names, learnt, configs, strict=True):
+                if one:
+                    ours.load_concept(self._concept(ours, one, config), name=name)
+            subjects = [] if self.learns else [ours.encode_subject(photo) for photo in photos]
+
+            def draw(
+                prompts: list[str], generators: list[torch.Generator], sampling: Sampling, of: list[int]
+            ) -> list[Image.Image]:
+                ours.scheduler = sampling.make_scheduler(pipe.scheduler)
+                if self.learns:
+                    who = {"concept": [names[number] for number in of]}
+                else:
+                    who = {"subject": [subjects[number] for number in of], "class_noun": configs[0].class_noun}
+                return ours(prompts, generator=generators, **who, **self._call(sampling)).images
+
             yield draw
         finally:
             ours.unload_concept()
@@ -378,9 +454,6 @@ class ProFusion(System):
             steps=config.steps,
             loss=float("nan"),
         )
-
-
-LOADED = "study"  # the name of a concept while it is drawn
 
 
 def find_weights(name: str, weights: Path | None, part: str) -> Path:
