@@ -124,16 +124,18 @@ def test_the_prior_is_a_loss_on_pictures_of_the_class(shared):
         shared, config, pool, [torch.nn.Parameter()], class_pool=class_pool, states=states, prior_weight=0.7
     )
 
-    def loss(latents, noise, timesteps, text, **_):
+    def loss(latents, noise, timesteps, text):
         noisy = shared.scheduler.add_noise(latents, noise, timesteps)
         return F.mse_loss(shared.unet(noisy, timesteps, text.expand(2, -1, -1)).sample, noise)
 
-    pairs = run.draw_pairs([0, 1])
-    prior = run.draw_pairs([4, 5], class_pool)  # after the four pairs of two steps
-    assert not (pairs["noise"] == prior["noise"]).any()
+    samples = run.draw_pairs([0, 1])
+    of_subject, of_class = ({name: part[half] for name, part in samples.items()} for half in (slice(2), slice(2, 4)))
+    assert not (of_subject["noise"] == of_class["noise"]).any()
+    for half, one in ((of_subject, pool), (of_class, class_pool)):
+        assert all(any(torch.equal(latents, mean) for mean in one.mean) for latents in half["latents"])
     with torch.no_grad():
-        expected = loss(**pairs, text=states[:1]) + 0.7 * loss(**prior, text=states[1:])
-        assert torch.allclose(run.objective(**pairs), expected, rtol=1e-5)
+        expected = loss(**of_subject, text=states[:1]) + 0.7 * loss(**of_class, text=states[1:])
+        assert torch.allclose(run.objective(**samples), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNING if "," not in name])

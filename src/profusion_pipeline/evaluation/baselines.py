@@ -1,6 +1,6 @@
 """The systems that are compared, by name: ours and its rivals, all with the interface of `systems.py`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,13 +87,16 @@ class _PriorLearning(Learning):
         super().__init__(*run)
         self.class_pool, self.states, self.prior_weight = class_pool, states, prior_weight
 
-    def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
-        batch = self.config.batch_size
-        first = (self.config.steps + self.step) * batch  # beyond the numbers of all of the subject's pictures
-        prior = self.draw_pairs(range(first, first + batch), self.class_pool)
-        sample = {name: torch.cat([pairs[name], prior[name]]) for name in ("latents", "noise", "timesteps")}
+    def draw_pairs(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The subject's samples, and after them as many of the class, drawn by numbers beyond all of the subject's."""
+        beyond = [self.config.steps * self.config.batch_size + number for number in numbers]
+        pairs, prior = super().draw_pairs(numbers), super().draw_pairs(beyond, self.class_pool)
+        return {name: torch.cat([pairs[name], prior[name]]) for name in ("latents", "noise", "timesteps")}
+
+    def objective(self, **samples: torch.Tensor) -> torch.Tensor:
+        batch = len(samples["latents"]) // 2
         states = self.states.repeat_interleave(batch, dim=0)  # [2 B, T, D]
-        losses = denoising_losses(self.pipe.unet, states, **sample, **self.noise_schedule)
+        losses = denoising_losses(self.pipe.unet, states, **samples, **self.noise_schedule)
         return losses[:batch].mean() + self.prior_weight * losses[batch:].mean()
 
 
