@@ -19,7 +19,7 @@ from random_models import SIZES, build_pipeline
 from profusion_pipeline import CustomizeConfig, demo_portraits, load_demo_pipeline
 from profusion_pipeline.customize import customizing
 
-# Fields of CustomizeConfig; `dtype` is that of the weights that don't learn, `compiled` says whether transformer blocks are.
+# Fields of CustomizeConfig; `dtype` is that of the weights that don't learn, `compiled` is about transformer blocks.
 MODES = {
     "lora": {},
     "lora, float16": {"dtype": "float16"},

@@ -168,9 +168,7 @@ def test_convert_table():
 
 @pytest.mark.parametrize(
     "mode",
-    with_compiling_slow(
-        ["lora", "lora, float16", "lora, gradient checkpointing", "lora, blocks compiled", "full, gradient checkpointing"]
-    ),
+    with_compiling_slow(["lora", "lora, float16", "lora, gradient checkpointing", "lora, blocks compiled", "full"]),
 )
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:torch",

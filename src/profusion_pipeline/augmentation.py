@@ -267,7 +267,7 @@ def augment(
 
 
 def _blur_matrix(length: int, radius: float) -> torch.Tensor:
-    # A product with a matrix is some ten times faster on a CPU than a convolution with a kernel hundreds of pixels long.
+    # On a CPU some ten times faster than a convolution with a kernel hundreds of pixels long.
     reach = min(math.ceil(3 * radius), length - 1)
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-(offsets / radius).square() / 2)

@@ -22,6 +22,7 @@ from torch import nn
 
 from .augmentation import Painter
 from .config import CustomizeConfig
+from .cuda_graph import Replayed
 from .data import draw_noise
 from .learning_weights import LearningWeights, learning_weights, make_optimizer
 from .losses import promptnet_loss
@@ -177,10 +178,11 @@ class Learning(ABC):
         self.precision = PRECISION.get(config.mixed_precision, pipe.unet.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.optimizer = make_optimizer(config, self.weights)
+        self.gradients = Replayed(self._gradients) if self._can_be_replayed() else self._gradients
 
     @abstractmethod
     def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
-        """What is made smaller.
+        """What is made smaller: a function of `pairs` and the weights alone, as [`Replayed`] needs it.
 
         Args:
             **pairs: As from `draw_pairs`.
@@ -250,17 +252,29 @@ class Learning(ABC):
         Returns:
             The loss before the step.
         """
-        half = self.precision != torch.float32
-        with torch.enable_grad(), torch.autocast(self.device.type, self.precision) if half else nullcontext():
-            loss = self.objective(**pairs)
-            self.scaler.scale(loss).backward()
+        loss = self.gradients(**pairs)
         if self.config.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
         return loss.item()
+
+    def _gradients(self, **pairs: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        half = self.precision != torch.float32
+        with torch.enable_grad(), torch.autocast(self.device.type, self.precision) if half else nullcontext():
+            loss = self.objective(**pairs)
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _can_be_replayed(self) -> bool:
+        if not self.config.cuda_graph or self.device.type != "cuda":
+            return False
+        # A checkpoint asks the GPU for its random state, and off-loading (accelerate's, diffusers') moves weights.
+        layers = [layer for model in (self.pipe.unet, self.pipe.promptnet) for layer in model.modules()]
+        off_loaded = any(hasattr(layer, hook) for layer in layers for hook in ("_hf_hook", "_diffusers_hook"))
+        return not (self.config.gradient_checkpointing or off_loaded)
 
 
 class Customization(Learning):
