@@ -22,17 +22,14 @@ from profusion_pipeline.customize import customizing
 # Fields of CustomizeConfig; `dtype` is that of the weights that don't learn, `compiled` is about transformer blocks.
 MODES = {
     "lora": {},
+    "lora, without a CUDA graph": {"cuda_graph": False},
     "lora, float16": {"dtype": "float16"},
     "lora, gradient checkpointing": {"gradient_checkpointing": True},
     "lora, 8-bit AdamW": {"optimizer": "adamw8bit"},
     "lora, blocks compiled": {"compiled": True},
     "full": {"mode": "full"},
     "full, gradient checkpointing": {"mode": "full", "gradient_checkpointing": True},
-    "full, gradient checkpointing, 8-bit AdamW": {
-        "mode": "full",
-        "gradient_checkpointing": True,
-        "optimizer": "adamw8bit",
-    },
+    "full, 8-bit AdamW": {"mode": "full", "optimizer": "adamw8bit"},
 }
 CPU_MODES = ("lora", "lora, gradient checkpointing", "full", "full, gradient checkpointing")
 COLUMNS = {
