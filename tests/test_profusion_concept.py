@@ -66,8 +66,10 @@ def test_size(tmp_path):
 
 
 KILLING = """
-import os, random, signal, sys, time
+import os, random, sys
+from itertools import cycle
 import torch
+from killing import kill_at
 from test_profusion_concept import assert_same, make
 from profusion_pipeline.profusion_concept import Concept
 
@@ -76,15 +78,14 @@ changes = lambda value: {"unet.w": torch.full((1_000_000,), value)}  # some mill
 versions = [make(value, steps=int(value), changes=changes(value)) for value in (1.0, 2.0)]
 versions[0].save_pretrained(folder)
 found, interrupted, generator = [], 0, random.Random(0)
+
+def save_without_end():
+    for version in cycle(versions):
+        version.save_pretrained(folder)
+
 for _ in range(20):
-    child = os.fork()
-    if child == 0:
-        while True:
-            for version in versions:
-                version.save_pretrained(folder)
-    time.sleep(generator.uniform(0.01, 0.1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    number = generator.randint(1, 12)  # six operations with files make one saving
+    assert kill_at(save_without_end, folder, number=number, leash=generator.randint(0, 1))
     interrupted += len(os.listdir(folder)) > 1  # what was being written
     concept = Concept.from_pretrained(folder)
     assert_same(concept, versions[concept.steps - 1])

@@ -46,13 +46,13 @@ def run(*command: str | Path, **environment: str | Path) -> subprocess.Completed
 @pytest.mark.parametrize(
     "kills, data",
     [
-        pytest.param(2, "stream", marks=pytest.mark.slow),  # all are timed by a first run, which a busy CPU misleads
+        (3, "folder"),
         pytest.param(10, "folder", marks=pytest.mark.slow),
         pytest.param(10, "stream", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kills, data, inputs, tmp_path):
-    steps = 15 * kills
+    steps = 10 * kills
     settings = dict(model=inputs["model"], max_steps=steps, checkpoint_every=2, log_every=3)
     if data == "stream":
         shards = write_shards(tmp_path / "shards", shards=3, pictures=5)
@@ -61,10 +61,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kills, data, inp
         settings |= dict(data=inputs["data"], lr_scheduler="cosine", gradient_accumulation_steps=2)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     task = dict(words=words(**settings), whole=str(whole), killed=str(killed), kills=kills, seed=kills)
-    ended = run(sys.executable, TESTS / "killing.py", json.dumps(task))
+    ended = run(sys.executable, TESTS / "killed_training.py", json.dumps(task))
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout.splitlines()[-1])
-    assert report["exit"] == 0, ended.stderr
+    assert report["exits"] == [0, 0], ended.stderr
     assert [life["killed"] for life in report["lives"]] == [True] * kills
     assert any(life["saving"] for life in report["lives"])  # died while writing a checkpoint
     assert report["lives"][-1]["whole"] < steps
