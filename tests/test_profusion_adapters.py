@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from diffusers.utils import is_peft_available
 from torch import nn
 
 from concepts import PROMPTS, QUICK, assert_same, everything, merged, photo, sample, tiny_pipeline
+from profusion_pipeline import profusion_adapters
 from profusion_pipeline.customize import customize
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.profusion_adapters import active_adapters, base_hash, base_weights, changed_weights
@@ -206,6 +208,54 @@ def test_several_full_concepts_can_be_loaded_and_used_in_turn(pipe, learnt):
     assert not torch.equal(sample(pipe, concept="two"), alone)
 
 
+@pytest.mark.parametrize("name", ["ada", "full"])
+def test_concepts_are_laid_out_once_per_call_and_not_at_every_step(pipe, learnt, name, monkeypatch):
+    """Which row is whose, hooks and weights: what a concept costs once doesn't grow with the steps."""
+    counts = Counter()
+
+    def count(owner, name):
+        before = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            counts[name] += 1
+            return before(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    pipe.load_concept(learnt[name])
+    count(torch.Tensor, "tolist")  # waits for a GPU
+    count(nn.Module, "register_forward_pre_hook")
+    count(pipe, "_adapters_of")
+    count(profusion_adapters, "changed_weights")
+    work = []
+    for steps in (1, 4):
+        counts.clear()
+        sample(pipe, num_inference_steps=steps)
+        work.append(dict(counts))
+    assert work[0] == work[1]
+    assert work[0]["_adapters_of"] == 2  # both stages
+    assert work[0].get("changed_weights", 0) == (2 if name == "full" else 0)  # UNet and PromptNet
+
+
+def test_a_callback_changes_the_scale_from_the_next_step_on(pipe, learnt):
+    pipe.load_concept(learnt["ada"])
+
+    def steps(scale_after_the_first: float) -> list[torch.Tensor]:
+        latents = []
+
+        def change(pipe, index, timestep, tensors):
+            latents.append(tensors["latents"])
+            pipe.set_concept_scale(scale_after_the_first)
+            return tensors
+
+        pipe.set_concept_scale(1.0)
+        sample(pipe, callback_on_step_end=change)
+        return latents
+
+    kept, muted = steps(1.0), steps(0.0)
+    assert torch.equal(kept[0], muted[0]) and not torch.equal(kept[1], muted[1])
+
+
 def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
     """For calls that use no concept; it is not touched by loading, unloading and customising."""
     from peft import LoraConfig
@@ -274,6 +324,42 @@ def test_loaded_before_sequential_offload(pipe, learnt):
     for scale, latents in in_memory.items():
         pipe.set_concept_scale(scale)
         assert torch.equal(sample(pipe), latents)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+@pytest.mark.parametrize("how", ["in place", "wrapped"])
+def test_a_compiled_pipeline_draws_the_same_with_concepts(pipe, learnt, how):
+    """Loaded, several, weakened, unloaded; over the steps of a call nothing is compiled again."""
+    torch.compiler.reset()
+    plain = tiny_pipeline()
+    for name in ("unet", "promptnet"):
+        if how == "in place":
+            getattr(pipe, name).compile(backend="eager")
+        else:
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+
+    def assert_equal(**settings):
+        assert torch.equal(sample(pipe, **settings), sample(plain, **settings))
+
+    assert_equal(image=photo())
+    for one in (pipe, plain):
+        one.load_concept(learnt["ada"], name="ada")
+    assert_equal(concept="ada")
+    assert_equal(concept="ada", base_guidance=True)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert_equal(concept="ada", num_inference_steps=4)
+        assert_equal(concept="ada", num_inference_steps=4, base_guidance=True)
+    assert_equal(image=photo())
+    for one in (pipe, plain):
+        one.set_concept_scale(0.3)
+        one.load_concept(learnt["bob"], name="bob")
+        one.load_concept(learnt["full"], name="full")
+    for concept in (["ada", "bob"], "full"):
+        assert_equal(concept=concept)
+    for one in (pipe, plain):
+        one.unload_concept()
+    assert_equal(image=photo())
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------
@@ -416,6 +502,14 @@ def test_base_weights_are_named_as_without_adapters(pipe, learnt):
     after = base_weights(pipe.unet)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_base_weights_are_named_as_without_compiling():
+    layer = nn.Sequential(nn.Linear(2, 2))
+    compiled = torch.compile(layer)
+    assert "_orig_mod.0.weight" in dict(compiled.named_parameters())
+    assert base_weights(compiled).keys() == base_weights(layer).keys()
 
 
 def test_changed_weights_come_back_after_an_error():

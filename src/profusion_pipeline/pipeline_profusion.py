@@ -405,22 +405,23 @@ class ProFusionPipeline(
         # 6. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on.
         step_settings = self.prepare_extra_step_kwargs(generator, eta)
         fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
-        for i, t in enumerate(self.progress_bar(timesteps)):
-            if self.interrupt:
-                continue
-            for _ in range(num_fusion_steps if levels[i] else 0):
-                noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
-                model_output = self._predict(latents, t, fusion, references)
-                latents = self._fuse(latents, model_output, noise, levels[i], shares[i])
-            model_output = self._predict(latents, t, refinement, references)
-            latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
-            _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
-            if callback_on_step_end is not None:
-                tensors = dict(latents=latents, prompt_embeds=class_states, negative_prompt_embeds=null_states)
-                asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, i, t, asked)
-                latents, class_states, null_states = (changed.get(name, tensor) for name, tensor in tensors.items())
-                fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
+        with self._weights_of_concept():
+            for i, t in enumerate(self.progress_bar(timesteps)):
+                if self.interrupt:
+                    continue
+                for _ in range(num_fusion_steps if levels[i] else 0):
+                    noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
+                    model_output = self._predict(latents, t, fusion, references)
+                    latents = self._fuse(latents, model_output, noise, levels[i], shares[i])
+                model_output = self._predict(latents, t, refinement, references)
+                latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
+                _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
+                if callback_on_step_end is not None:
+                    tensors = dict(latents=latents, prompt_embeds=class_states, negative_prompt_embeds=null_states)
+                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, i, t, asked)
+                    latents, class_states, null_states = (changed.get(name, tensor) for name, tensor in tensors.items())
+                    fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
 
         # 7. Decode
         if output_type == "latent":
@@ -445,7 +446,7 @@ class ProFusionPipeline(
         references: ReferenceRows,
         fusion_subject_scale: float,
     ) -> tuple[GuidanceRows, GuidanceRows]:
-        """The rows of both stages, with the scales of now."""
+        """The rows of both stages, with the scales and the concepts of now."""
         fusion = GuidanceRows.plan(
             null_states,
             class_states,
@@ -462,7 +463,10 @@ class ProFusionPipeline(
             subject_weights=[self.guidance_scale * weight for weight in references.weights],
             subject_scale=1.0,
         )
-        return fusion, refinement
+        return tuple(
+            replace(rows, adapters=self._adapters_of(rows.owner, len(rows.text_states)))
+            for rows in (fusion, refinement)
+        )
 
     def _predict(
         self, latents: torch.Tensor, t: torch.Tensor, rows: GuidanceRows, references: ReferenceRows
@@ -472,7 +476,7 @@ class ProFusionPipeline(
         text_states = rows.text_states
         if rows.has_subject:
             at_reference = latents[references.owner]  # [K, C, h, w]
-            with self._concept_rows(self.promptnet, "promptnet", references.owner, num_shared=0):
+            with self._row_adapters["promptnet"].computed_by(rows.adapters[len(rows.text_states) :]):
                 words = self.promptnet(  # [K, L, D]
                     references.latents, t, references.image_states, at_reference, return_dict=False
                 )[0]
@@ -480,7 +484,7 @@ class ProFusionPipeline(
                 states = encode_subject_prompts(self.text_encoder, references.input_ids, references.positions, words)
             states = scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)  # [K, T, D]
             text_states = torch.cat([text_states, states])  # [rows, T, D]
-        with self._concept_rows(self.unet, "unet", rows.owner, num_shared=len(rows.text_states)):
+        with self._row_adapters["unet"].computed_by(rows.adapters):
             output = self.unet(
                 latents[rows.owner],
                 t,

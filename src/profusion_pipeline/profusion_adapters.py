@@ -11,8 +11,8 @@ import importlib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from diffusers.utils import is_peft_available
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 BASE = "__base__"  # PEFT's name for "no adapter"
+CHANGED_MODELS = ("unet", "promptnet")
 SAMPLED = 2**16  # entries of a weight that count for the hash, at most
 
 
@@ -42,7 +44,7 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of a model by the names they have without adapters.
 
     Args:
-        model: With or without adapters of PEFT.
+        model: With or without adapters of PEFT, compiled or not.
 
     Returns:
         Name -> parameter, without those of adapters.
@@ -52,7 +54,7 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         ['weight', 'bias']
     """
     return {
-        name.replace(".base_layer.", "."): parameter
+        name.replace(".base_layer.", ".").replace("_orig_mod.", ""): parameter
         for name, parameter in model.named_parameters()
         if ".lora_" not in name
     }
@@ -160,32 +162,51 @@ def remove_adapter(model: nn.Module, name: str) -> None:
         model.unload_lora()
 
 
-@contextmanager
-def adapters_of_rows(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """In the block, row i of every batch is computed with the adapter `names[i]`.
+class RowAdapters:
+    """Says which adapter of a model computes which row of a batch: PEFT's layers are told by hooks.
 
-    Args:
-        model: With adapters of PEFT.
-        names: One for each row; "__base__" for none.
-
-    Yields:
-        Nothing.
+    The hooks stay as long as the adapters do, so that a prediction only says whose rows it has.
 
     Example:
-        >>> with adapters_of_rows(pipe.unet, ["__base__", "concept_ada"]):  # doctest: +SKIP
+        >>> rows = RowAdapters()
+        >>> rows.follow(pipe.unet)  # doctest: +SKIP
+        >>> with rows.computed_by(("__base__", "concept_ada")):  # doctest: +SKIP
         ...     output = pipe.unet(latents, t, states)
     """
 
-    def tell(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return args, kwargs | {"adapter_names": names}
+    def __init__(self):
+        self._names: tuple[str, ...] = ()
+        self._hooks: list[RemovableHandle] = []
 
-    layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
-    hooks = [layer.register_forward_pre_hook(tell, with_kwargs=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
+    def follow(self, model: nn.Module) -> None:
+        """Put hooks on the layers that have adapters now, in place of those of before.
+
+        Args:
+            model: With adapters of PEFT or without.
+        """
+        for hook in self._hooks:
             hook.remove()
+        layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+        self._hooks = [layer.register_forward_pre_hook(self._tell, with_kwargs=True) for layer in layers]
+
+    @contextmanager
+    def computed_by(self, names: tuple[str, ...]) -> Iterator[None]:
+        """In the block, row i of every batch is computed with the adapter `names[i]`.
+
+        Args:
+            names: One for each row, "__base__" for none; or nothing, for the adapters that are active.
+
+        Yields:
+            Nothing.
+        """
+        self._names = names
+        try:
+            yield
+        finally:
+            self._names = ()
+
+    def _tell(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        return (args, kwargs | {"adapter_names": self._names}) if self._names else None
 
 
 @contextmanager
@@ -232,6 +253,10 @@ class ConceptLoaderMixin:
     def concepts(self) -> dict[str, LoadedConcept]:
         """The loaded concepts by name."""
         return vars(self).setdefault("_concepts", {})
+
+    @property
+    def _row_adapters(self) -> dict[str, RowAdapters]:
+        return vars(self).setdefault("_row_adapters_by_model", {name: RowAdapters() for name in CHANGED_MODELS})
 
     def customize(self, photo: Any, config: Any = None, **options: Any) -> Any:
         """Bring S* nearer to one subject, from one photo; see `profusion_pipeline.customize.customize`.
@@ -300,12 +325,13 @@ class ConceptLoaderMixin:
                 "only."
             )
         if concept.mode == "lora":
-            for component in ("unet", "promptnet"):
+            for component, rows in self._row_adapters.items():
                 model = getattr(self, component)
                 with keep_active(model):
                     model.load_lora_adapter(
                         concept.changes_of(component), prefix=None, adapter_name=_adapter(name), _pipeline=self
                     )
+                rows.follow(model)
         self.concepts[name] = LoadedConcept(concept, 1.0)
 
     def set_concept_scale(self, scale: float, name: str | None = None) -> None:
@@ -313,6 +339,7 @@ class ConceptLoaderMixin:
 
         Args:
             scale: 0 is the untouched base, to the bit; 1, the start, is the concept as it was learnt; more exaggerates.
+                Set by a callback, it holds from the next step on in lora mode, and from the next call on in full mode.
             name: Of the concept; all loaded ones if None.
 
         Raises:
@@ -348,9 +375,11 @@ class ConceptLoaderMixin:
         """
         for one in self._named("name", name):
             if self.concepts.pop(one).concept.mode == "lora":
-                for model in (self.unet, self.promptnet):
+                for component, rows in self._row_adapters.items():
+                    model = getattr(self, component)
                     if _adapter(one) in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
                         remove_adapter(model, _adapter(one))
+                    rows.follow(model)
 
     def _named(self, argument: str, name: str | None) -> list[str]:
         if name is None:
@@ -415,24 +444,31 @@ class ConceptLoaderMixin:
                 )
 
     @contextmanager
-    def _concept_rows(self, model: nn.Module, component: str, owner: torch.Tensor, num_shared: int) -> Iterator[None]:
-        """While the block runs, each row of a batch is computed with the concept of its picture.
+    def _weights_of_concept(self) -> Iterator[None]:
+        """While the block runs, the weights are those of the call's concept, if that was made in full mode."""
+        with ExitStack() as until_the_end:
+            for name in self._concept_of_picture[:1]:  # in full mode it is the only one
+                concept, scale = self.concepts[name]
+                if concept.mode == "full" and scale > 0:
+                    for component in CHANGED_MODELS:
+                        changes = concept.changes_of(component)
+                        until_the_end.enter_context(changed_weights(getattr(self, component), changes, scale))
+            yield
+
+    def _adapters_of(self, owner: torch.Tensor, num_shared: int) -> tuple[str, ...]:
+        """The adapter of each row, which is that of its picture's concept; nothing where the call uses no adapters.
 
         The first `num_shared` rows, those of ∅ and C, are left to the base under `base_guidance`.
         """
-        if not self._concept_of_picture:  # the call uses none
-            yield
-            return
-        of_row = [self.concepts[self._concept_of_picture[picture]] for picture in owner.tolist()]
-        if of_row[0].concept.mode == "full" and of_row[0].scale > 0:
-            with changed_weights(model, of_row[0].concept.changes_of(component), of_row[0].scale):
-                yield
-            return
-        is_base = [loaded.scale == 0 or (self._base_guidance and i < num_shared) for i, loaded in enumerate(of_row)]
-        adapters = [_adapter(self._concept_of_picture[picture]) for picture in owner.tolist()]
-        names = [BASE if base else adapter for base, adapter in zip(is_base, adapters, strict=True)]
-        with adapters_of_rows(model, names):
-            yield
+        of_picture = []
+        for name in self._concept_of_picture:
+            loaded = self.concepts[name]
+            if loaded.concept.mode == "lora":
+                of_picture.append(_adapter(name) if loaded.scale > 0 else BASE)
+        if not of_picture:
+            return ()
+        of_row = [of_picture[picture] for picture in owner.tolist()]
+        return tuple([BASE] * num_shared + of_row[num_shared:] if self._base_guidance else of_row)
 
 
 def _is_offloaded(model: nn.Module) -> bool:

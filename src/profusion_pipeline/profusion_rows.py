@@ -108,6 +108,7 @@ class GuidanceRows:
         num_null: The number of rows with ∅: B, or 0 where the other weights sum to one.
         has_subject: Whether there are rows with S*.
         subject_scale: γ, by which the text states of S* are multiplied.
+        adapters: The adapter that computes each row; empty where no concept is used.
 
     Example:
         >>> states = torch.zeros(1, 77, 8)
@@ -122,6 +123,7 @@ class GuidanceRows:
     num_null: int
     has_subject: bool
     subject_scale: float
+    adapters: tuple[str, ...] = ()
 
     @classmethod
     def plan(
