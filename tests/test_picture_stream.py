@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import tarfile
 import warnings
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from profusion_pipeline.data import CHOICE
+from profusion_pipeline.data import CHOICE, batch_numbers
 from profusion_pipeline.picture_stream import PictureStream, open_encoded_picture, open_picture_stream
 from training import write_shards
 
@@ -57,18 +58,17 @@ def write_tar(path: Path, **files: bytes) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def stream(data, *, process=0, num_processes=1, **settings) -> PictureStream:
-    dataset = open_picture_stream(str(data), process=process, num_processes=num_processes)
-    return PictureStream(dataset, **dict(seed=0, shuffle_buffer=5) | settings)
+def stream(data, **settings) -> PictureStream:
+    return PictureStream(open_picture_stream(str(data)), **dict(seed=0, shuffle_buffer=5) | settings)
 
 
 def names(samples) -> list[str]:
     return [sample.target.keywords["name"] for sample in samples]
 
 
-def taken(stream: PictureStream, *sizes: int) -> list[str]:
-    """Names of the samples of batches of these sizes."""
-    ends = np.cumsum(sizes)
+def taken(stream: PictureStream, *sizes: int, first: int = 0) -> list[str]:
+    """Names of the samples of batches of these sizes, the first of which begins at a sample number."""
+    ends = first + np.cumsum(sizes)
     batches = stream.samples([range(end - size, end) for end, size in zip(ends, sizes, strict=True)])
     return [name for batch in batches for name in names(batch)]
 
@@ -108,7 +108,7 @@ def test_a_stream_goes_on_from_every_place(data, shuffle_buffer, request):
         for begin in (number, number + 6):  # resumed once, and once more
             resumed = PictureStream(dataset, seed=0, shuffle_buffer=shuffle_buffer)
             resumed.go_to(json.loads(json.dumps(place)))
-            assert taken(resumed, 6) == whole[begin : begin + 6]
+            assert taken(resumed, 6, first=begin) == whole[begin : begin + 6]
             place = resumed.place(begin + 6)
 
 
@@ -117,19 +117,25 @@ def test_what_was_read_ahead_does_not_move_the_place(shards):
     whole = taken(ahead, 30)  # as workers do
     resumed = stream(shards)
     resumed.go_to(ahead.place(7))
-    assert taken(resumed, 20) == whole[7:27]
+    assert taken(resumed, 20, first=7) == whole[7:27]
     resumed.go_to(resumed.place(13))  # resumed twice
-    assert taken(resumed, 10) == whole[13:23]
+    assert taken(resumed, 10, first=13) == whole[13:23]
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])  # three shards: shared out one by one, or sample by sample
-def test_processes_share_every_epoch(shards, num_processes):
-    count = SHARDS * PICTURES // num_processes
-    shares = [taken(stream(shards, process=i, num_processes=num_processes), count) for i in range(num_processes)]
-    together = [name for share in shares for name in share]
-    assert sorted(together) == sorted(taken(stream(shards), SHARDS * PICTURES))
-    if num_processes == SHARDS:
-        assert [len({name.split("of ")[1] for name in share}) for share in shares] == [1, 1, 1]
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_every_batch_that_one_would_read(shards, num_processes):
+    """From the beginning, and from a place where each goes on."""
+    reader, width = stream(shards), 2 * num_processes
+    whole = taken(reader, 5 * width)
+    for step in (0, 2):
+        place, shares = reader.place(step * width), []
+        for process in range(num_processes):
+            share = stream(shards)
+            share.go_to(place)
+            numbers = batch_numbers(step, batch_size=2, process=process, num_processes=num_processes)
+            shares.append(share.samples(itertools.islice(numbers, 3)))
+        together = [name for _ in range(3) for share in shares for name in names(next(share))]
+        assert together == whole[step * width : (step + 3) * width]
 
 
 def test_pictures_are_those_of_the_shards(shards):
@@ -229,8 +235,9 @@ def test_a_shard_that_breaks_off_is_told_by_the_sample_before(tmp_path):
         taken(PictureStream(dataset, seed=0, shuffle_buffer=5), 3)
 
 
-def test_an_empty_share_is_refused(tmp_path):
+def test_an_empty_stream_is_refused(tmp_path):
     write_tar(tmp_path / "shards" / "0.tar", a__png=encoded(8))
-    assert taken(stream(tmp_path / "shards", num_processes=2), 3)
-    with pytest.raises(ValueError, match="`data` must hold at least one picture for every process"):
-        taken(stream(tmp_path / "shards", process=1, num_processes=2), 1)
+    emptied = stream(tmp_path / "shards")
+    write_tar(tmp_path / "shards" / "0.tar")
+    with pytest.raises(ValueError, match="`data` must hold at least one picture, the stream is empty"):
+        taken(emptied, 1)

@@ -122,7 +122,7 @@ class TrainingConfig:
     streaming: bool = setting(
         False,
         help="Read data as it comes, with the datasets library: folder or Hub id of WebDataset shards (.tar) or of "
-        "parquet files, one picture per sample; several processes share the shards.",
+        "parquet files, one picture per sample; of several processes each reads all of it and decodes its share.",
     )
     shuffle_buffer: int = setting(
         1000,

@@ -3,7 +3,6 @@
 Sample number n is the n-th sample that the whole run learns from, whatever batch, process or restart it falls into.
 Everything about it is drawn from generators keyed by (seed, n), so a run that is interrupted and resumed, split into
 accumulation steps or spread over processes sees the same samples. `picture_batches.py` turns the choices into tensors.
-Only of a stream (`picture_stream.py`), which can't be read at any place, each process takes the pictures of its share.
 """
 
 import functools

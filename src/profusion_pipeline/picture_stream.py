@@ -3,6 +3,10 @@
 The order is drawn anew in every epoch: first that of the shards, then samples are read, shuffled and handed out in
 blocks. A block is taken whole, so where it begins (`datasets` can go back there) and how many samples were taken since
 say exactly where the stream is. The sliding shuffle buffer of `datasets` itself is lost when a stream is resumed.
+
+Every process of a training reads the whole stream in the same order, and takes its share of every batch: so several
+learn from the same pictures in the same steps as one does, which shards of their own could not give. Reading is paid by
+each; pictures are decoded only by the process that takes them.
 """
 
 import tarfile
@@ -27,17 +31,12 @@ if TYPE_CHECKING:
 READ_ERRORS = (OSError, ValueError, EOFError, SyntaxError, tarfile.TarError, zlib.error)
 
 
-def open_picture_stream(data: str, *, process: int = 0, num_processes: int = 1) -> "IterableDataset":
-    """Open one process's share of a data set of pictures; only what tells of its columns is read.
-
-    If the number of shards is a multiple of `num_processes`, each process reads shards of its own. Otherwise each reads
-    all of them and keeps every `num_processes`-th sample.
+def open_picture_stream(data: str) -> "IterableDataset":
+    """Open a data set of pictures; only what tells of its columns is read.
 
     Args:
         data: Folder or Hub id of a data set with one picture per sample, in any format that `datasets` streams: shards
             of WebDataset (.tar), parquet files, plain pictures. Its split `train` is taken.
-        process: Index of this process.
-        num_processes: How many there are.
 
     Returns:
         The stream, with the column `image`, or the only one that holds pictures, still encoded, and with `__key__` and
@@ -47,11 +46,10 @@ def open_picture_stream(data: str, *, process: int = 0, num_processes: int = 1) 
         ValueError: `datasets` can't open it, or it isn't plain which column holds the pictures.
 
     Example:
-        >>> stream = open_picture_stream("folder-of-tar-files", process=0, num_processes=2)  # doctest: +SKIP
+        >>> stream = open_picture_stream("folder-of-tar-files")  # doctest: +SKIP
     """
     from datasets import Image as ImageFeature
     from datasets import load_dataset
-    from datasets.distributed import split_dataset_by_node
 
     try:
         dataset = load_dataset(data, split="train", streaming=True)
@@ -68,14 +66,14 @@ def open_picture_stream(data: str, *, process: int = 0, num_processes: int = 1) 
             f"{list(columns)}."
         )
     dataset = dataset.select_columns([*pictures, *(name for name in ("__key__", "__url__") if name in columns)])
-    return split_dataset_by_node(dataset.cast_column(*pictures, ImageFeature(decode=False)), process, num_processes)
+    return dataset.cast_column(*pictures, ImageFeature(decode=False))
 
 
 class BlockStart(NamedTuple):
     """A place to which a [`PictureStream`] can go back.
 
     Args:
-        first: Samples that this process took before it.
+        first: Samples before it, over all epochs.
         epoch: How often the data set was gone through before.
         state: What `datasets` needs to go there; None for the beginning of the epoch.
     """
@@ -89,7 +87,7 @@ class PictureStream:
     """The samples of a stream, epoch after epoch, in an order that depends on the seed alone.
 
     Args:
-        dataset: This process's share, from [`open_picture_stream`].
+        dataset: From [`open_picture_stream`].
         seed: Of the run.
         shuffle_buffer: Samples of a block; they are kept in memory as encoded files.
         horizontal_flip: Mirror every second sample, at random.
@@ -111,7 +109,8 @@ class PictureStream:
         """Samples in batches, from the beginning or from where [`go_to`] went.
 
         Args:
-            numbers: Sample numbers of each batch; they decide what is mirrored.
+            numbers: Sample numbers of each batch, ascending: n is the n-th sample of the stream, from 0, over all epochs.
+                What lies between them, because other processes take it, is read and passed over.
 
         Yields:
             One batch for each.
@@ -119,15 +118,15 @@ class PictureStream:
         Raises:
             ValueError: The stream can't be read on, or is empty.
         """
-        examples = self._shuffled()
+        examples = enumerate(self._shuffled(), start=self._taken)
         for batch in numbers:
-            yield [self._sample(number, next(examples)) for number in batch]
+            yield [self._sample(n, next(example for i, example in examples if i == n)) for n in batch]
 
     def place(self, taken: int) -> dict[str, Any]:
         """Where the stream is, ready for JSON. Samples taken for batches read ahead don't matter.
 
         Args:
-            taken: Samples of this process that were learnt from; not fewer than at the last call.
+            taken: Samples that were learnt from, by all processes; not fewer than at the last call.
 
         Returns:
             What [`go_to`] takes.
@@ -137,7 +136,7 @@ class PictureStream:
         return dict(taken=taken, **self._starts[0]._asdict())
 
     def go_to(self, place: dict[str, Any]) -> None:
-        """Go on from a place; the shares, the seed and `shuffle_buffer` must be those of the stream that was there.
+        """Go on from a place; the shards, the seed and `shuffle_buffer` must be those of the stream that was there.
 
         Args:
             place: From [`place`].
@@ -158,7 +157,7 @@ class PictureStream:
                 first, skip = first + len(block), 0
                 self._starts.append(BlockStart(first, epoch, self.dataset.state_dict()))
             if empty:
-                raise ValueError("`data` must hold at least one picture for every process, the stream is empty.")
+                raise ValueError("`data` must hold at least one picture, the stream is empty.")
             epoch, state = epoch + 1, None
 
     def _one_epoch(self, epoch: int, state: dict | None) -> Iterator[dict]:

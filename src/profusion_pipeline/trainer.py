@@ -157,10 +157,10 @@ def train_promptnet(config: TrainingConfig) -> Path:
     checkpoint; several processes agree on it when they next write into the log.
 
     A GPU is taken if there is one. Several processes, on as many GPUs or on a CPU, are started by
-    `torchrun --no-python --nproc-per-node 2 profusion train ...` (or `accelerate launch --no_python --multi_gpu
-    --num_processes 2 profusion train ...`). Each takes `batch_size` pictures at a time, so that two processes learn as
-    one does with twice the batch size: the same pictures, noise and timesteps in every step. Only a stream
-    (`streaming=True`) is split: then each process goes through its own share.
+    `torchrun --no-python --nproc-per-node 2 profusion train ...`, or by `accelerate launch --no_python --multi_gpu
+    --num_processes 2 profusion train ...`, which starts several on a CPU too (`accelerate launch --cpu` starts one and
+    leaves the others to mpirun). Each takes `batch_size` pictures at a time, so that two processes learn as one does
+    with twice the batch size: the same pictures, of a folder or a stream, noise and timesteps in every step.
 
     Args:
         config: All settings.
@@ -255,7 +255,8 @@ def _refuse_missing_processes(accelerator: Accelerator) -> None:
     if accelerator.num_processes == 1 and asked_for_more and os.environ.get("ACCELERATE_USE_CPU") == "True":
         raise ValueError(
             "`accelerate launch --cpu` must start all processes, it has started one and leaves the others to mpirun: "
-            "`torchrun --no-python --nproc-per-node 2 profusion train ...` starts two."
+            "`accelerate launch --no_python --multi_gpu --num_processes 2 profusion train ...` starts two (on a CPU "
+            "too), and so does `torchrun --no-python --nproc-per-node 2 profusion train ...`."
         )
 
 

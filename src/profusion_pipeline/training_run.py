@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CAST_FROZEN = {"no": nn.Module.float, "fp16": nn.Module.half, "bf16": nn.Module.bfloat16}
-EMA_FILE, STATE_FILE = "ema.safetensors", "state.json"
+EMA_FILE, STREAM_FILE, STATE_FILE = "ema.safetensors", "stream.json", "state.json"
 
 
 class TrainingRun:
@@ -52,11 +52,8 @@ class TrainingRun:
         self.config, self.accelerator, self.step = config, accelerator, 0
         self.pictures = self.stream = None
         if config.streaming:
-            dataset = open_picture_stream(
-                config.data, process=accelerator.process_index, num_processes=accelerator.num_processes
-            )
             self.stream = PictureStream(
-                dataset,
+                open_picture_stream(config.data),
                 seed=config.seed,
                 shuffle_buffer=config.shuffle_buffer,
                 horizontal_flip=config.horizontal_flip,
@@ -195,10 +192,10 @@ class TrainingRun:
         with place as part:
             accelerator.wait_for_everyone()
             accelerator.save_state(str(part))
-            if self.stream:
-                taken = self.step * self.config.gradient_accumulation_steps * self.config.batch_size
-                (part / self._stream_file).write_text(json.dumps(self.stream.place(taken)))
             if accelerator.is_main_process:
+                if self.stream:
+                    place = self.stream.place(self.step * self.samples_per_step)
+                    (part / STREAM_FILE).write_text(json.dumps(place))
                 if self.ema:
                     save_file(dict(zip(self._names(), self.ema.shadow_params, strict=True)), part / EMA_FILE)
                 state = dict(step=self.step, losses=list(losses), **self._fixed())
@@ -231,7 +228,7 @@ class TrainingRun:
         self.accelerator.load_state(str(path))
         self.step = state["step"]
         if self.stream:
-            self.stream.go_to(json.loads((path / self._stream_file).read_text()))
+            self.stream.go_to(json.loads((path / STREAM_FILE).read_text()))
         if self.ema:
             shadow = load_file(path / EMA_FILE)
             shadow = [shadow[name].to(self.accelerator.device) for name in self._names()]
@@ -246,10 +243,6 @@ class TrainingRun:
                 "learning_rate usually helps."
             )
 
-    @property
-    def _stream_file(self) -> str:
-        return f"stream_{self.accelerator.process_index}.json"
-
     def _names(self) -> list[str]:
         return [name for name, _ in self.accelerator.unwrap_model(self.promptnet).named_parameters()]
 
@@ -263,6 +256,6 @@ class TrainingRun:
         )
 
     def _fixed_of_data(self) -> dict[str, int]:
-        if self.stream:  # its processes have shares of their own
-            return dict(num_processes=self.accelerator.num_processes, num_shards=self.stream.dataset.num_shards)
+        if self.stream:
+            return dict(num_shards=self.stream.dataset.num_shards)
         return dict(num_targets=len(self.pictures.targets))
