@@ -109,7 +109,7 @@ class PictureStream:
         """Samples in batches, from the beginning or from where [`go_to`] went.
 
         Args:
-            numbers: Sample numbers of each batch, ascending: n is the n-th sample of the stream, from 0, over all epochs.
+            numbers: Sample numbers of each batch, ascending: n is the n-th sample of the stream, over all epochs.
                 What lies between them, because other processes take it, is read and passed over.
 
         Yields:
