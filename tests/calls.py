@@ -1,13 +1,20 @@
-"""Calls of a tiny pipeline, what they make, and the work that they take."""
+"""Calls of a tiny pipeline, what they make, what they need, and the work that they take."""
 
 import numpy as np
+import pytest
 import torch
+from diffusers.utils.import_utils import compare_versions
 from PIL import Image
 
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline
 from tiny import make_components
 
 PROMPT = "a photo of S* on the beach"
+
+needs_group_offloading = pytest.mark.skipif(
+    compare_versions("diffusers", "<", "0.41") and torch.accelerator.current_accelerator() is None,
+    reason="before diffusers 0.41 group off-loading needs an accelerator, even from CPU to CPU",
+)
 
 
 def picture(seed=0, size=(20, 30)):

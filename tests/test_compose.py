@@ -14,7 +14,7 @@ from diffusers.utils import is_xformers_available
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from calls import PROMPT, build, latents_of, picture, relative, seeded
+from calls import PROMPT, build, latents_of, needs_group_offloading, picture, relative, seeded
 from profusion_pipeline.modeling_promptnet import PromptNet
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
 from profusion_pipeline.subject_prompt import scaled_lora
@@ -317,6 +317,7 @@ def test_sequential_offload_to_the_bit(pipe):
     assert np.array_equal(pictures_of(pipe), without)
 
 
+@needs_group_offloading
 @pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
 def test_group_offload_to_the_bit(pipe, offload_type, tmp_path):
     """On disk between uses: what is not fetched is empty."""

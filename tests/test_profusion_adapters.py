@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import is_peft_available
 from torch import nn
 
+from calls import needs_group_offloading
 from concepts import PROMPTS, QUICK, assert_same, everything, merged, photo, sample, tiny_pipeline
 from profusion_pipeline import profusion_adapters
 from profusion_pipeline.customize import customize
@@ -449,7 +450,7 @@ def test_contradictions_of_a_call(pipe, learnt):
             sample(pipe, **settings)
 
 
-@pytest.mark.parametrize("kind", ["sequential", "group"])
+@pytest.mark.parametrize("kind", ["sequential", pytest.param("group", marks=needs_group_offloading)])
 def test_a_full_concept_under_offloading(pipe, learnt, kind):
     from diffusers.hooks import apply_group_offloading
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -163,16 +164,22 @@ def test_the_card_names_no_folder_as_a_hub_model(tmp_path):
     assert make(base_model="model").card("ada/ada").data.base_model is None
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")  # httpx to huggingface_hub
-def test_push_and_load_over_http(tmp_path, monkeypatch):
+PUSHING = """
+from test_profusion_concept import assert_same, make
+from profusion_pipeline.profusion_concept import Concept
+make().push_to_hub("ada/concept", private=True)
+assert_same(Concept.from_pretrained("ada/concept"), make())
+"""
+
+
+def test_push_and_load_over_http(tmp_path):
+    """In a process that knows no other Hub."""
     with serve() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "any")
-        make().push_to_hub("ada/concept", private=True)
-        assert_same(Concept.from_pretrained("ada/concept", cache_dir=tmp_path), make())
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "any"}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", PUSHING]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent)
+        assert done.returncode == 0, done.stderr
         repository = hub.repositories["ada/concept"]
     assert len(repository.commits) == 2  # that of making it, and ours
     commit = repository.commits[repository.refs["main"]]

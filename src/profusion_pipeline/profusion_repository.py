@@ -54,6 +54,8 @@ def mend_components(folder: Path) -> None:
 
     - transformers 4 reads two files of a tokenizer where 5 writes another, and 5 without torchvision names an image
       processor that 4 does not have.
+    - transformers 4 writes special tokens twice, the second time in a form that changes from save to save. 5 does not,
+      and neither needs it.
     - transformers 5 loads a model in the dtype that its config names, diffusers in float32: a pipeline of both would
       not fit together, so the configs name float32. `dtype=` still says otherwise.
     - diffusers writes down where a model was loaded from.
@@ -71,6 +73,7 @@ def mend_components(folder: Path) -> None:
             config["dtype"] = "float32"
         _write_json(path, config)
     tokenizer = folder / "tokenizer"
+    (tokenizer / "special_tokens_map.json").unlink(missing_ok=True)
     if (tokenizer / "tokenizer.json").is_file():
         written = _read_json(tokenizer / "tokenizer.json")
         vocabulary, merges = written["model"]["vocab"], written["model"]["merges"]
