@@ -374,7 +374,8 @@ class CustomizeConfig:
     )
     optimizer: str = setting(
         "adamw",
-        help="The optimiser: adamw, or adamw8bit with a quarter of its memory (needs bitsandbytes).",
+        help="The optimiser: adamw, or adamw8bit, which takes a quarter of its memory for tensors of 4096 numbers or "
+        "more (needs bitsandbytes).",
         choices=("adamw", "adamw8bit"),
     )
     seed: int = setting(0, help="Decides augmentations, pairs, noise, timesteps and first weights.", minimum=0)

@@ -161,5 +161,7 @@ def make_optimizer(config: CustomizeConfig, weights: Iterable[nn.Parameter]) -> 
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ImportError("`optimizer` 'adamw8bit' needs bitsandbytes: `pip install bitsandbytes`.") from error
+        raise ImportError(
+            "`optimizer` 'adamw8bit' needs bitsandbytes: `pip install \"profusion_pipeline[bitsandbytes]\"` brings it."
+        ) from error
     return AdamW8bit(weights, lr=config.rate, weight_decay=config.weight_decay)
