@@ -1,0 +1,92 @@
+"""Settings: fields of a dataclass that carry their help sentence and their range, and the check that holds them to it.
+
+Only the standard library is imported here, so that `--help` needs no torch.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    resumable: bool = False,
+) -> Any:
+    """One field of a configuration, with its help sentence and its range.
+
+    Args:
+        default: The value when none is given; without it the field must be given.
+        help: One sentence for a person: meaning, unit, effect.
+        minimum: Least allowed value.
+        maximum: Greatest allowed value.
+        choices: The allowed words.
+        resumable: Whether a run that goes on from a checkpoint may have another value than the run that wrote it,
+            because the weights it ends with do not depend on this field or plainly should.
+
+    Returns:
+        A `dataclasses.field` whose metadata holds these.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Example:
+        ...     steps: int = setting(10, help="Number of steps.", minimum=1)
+        >>> dataclasses.fields(Example)[0].metadata["help"]
+        'Number of steps.'
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "resumable": resumable}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_settings(config: Any) -> None:
+    """Hold every field of a dataclass made of `setting`s to its annotated type, its range and its choices.
+
+    Args:
+        config: An instance of a dataclass whose fields are `setting`s of type str, int, float, bool, `tuple[str, ...]`
+            or one of these or None. An int is accepted where a float is asked for.
+
+    Raises:
+        TypeError: A value is not of the annotated type.
+        ValueError: A number is outside its range or not finite, or a word is not among the choices.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Example:
+        ...     steps: int = setting(10, help="Number of steps.", minimum=1)
+        >>> check_settings(Example(0))
+        Traceback (most recent call last):
+        ValueError: `steps` must be at least 1, got 0.
+    """
+    for field in dataclasses.fields(config):
+        value, about = getattr(config, field.name), field.metadata
+        if not _is_of_type(value, field.type):
+            expected = getattr(field.type, "__name__", None) if isinstance(field.type, type) else str(field.type)
+            raise TypeError(f"`{field.name}` must be {expected}, got {value!r} ({type(value).__name__}).")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{field.name}` must be a finite number, got {value}.")
+        if value is None:
+            continue
+        if about["minimum"] is not None and value < about["minimum"]:
+            raise ValueError(f"`{field.name}` must be at least {about['minimum']}, got {value}.")
+        if about["maximum"] is not None and value > about["maximum"]:
+            raise ValueError(f"`{field.name}` must be at most {about['maximum']}, got {value}.")
+        if about["choices"] is not None and value not in about["choices"]:
+            raise ValueError(f"`{field.name}` must be one of {', '.join(about['choices'])}, got {value!r}.")
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    if isinstance(annotation, types.UnionType):
+        return any(_is_of_type(value, member) for member in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:  # tuple[str, ...]
+        return isinstance(value, tuple) and all(isinstance(item, typing.get_args(annotation)[0]) for item in value)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation)
