@@ -26,15 +26,15 @@ def test_replayed_function_on_a_gpu():
         loss.backward()
         return loss.detach()
 
-    replayed = Replayed(gradients)
+    replayed, other = Replayed(gradients), torch.nn.Linear(4, 4, device="cuda")
+    other.load_state_dict(line.state_dict())  # a tensor that two streams know would stop the recording
     results, expected = [], []
     for number in range(WARM_UP + 4):
         inputs = torch.full((2, 4), float(number), device="cuda")
         results.append(replayed(inputs=inputs))
-        theirs = line(inputs).square().sum()
+        theirs = other(inputs).square().sum()
         expected.append(theirs.detach())
-        wanted = torch.autograd.grad(theirs, line.weight)[0]
-        assert torch.allclose(line.weight.grad, wanted)
+        assert torch.allclose(line.weight.grad, torch.autograd.grad(theirs, other.weight)[0])
     assert torch.allclose(torch.stack(results), torch.stack(expected))
     assert len(calls) == WARM_UP + 1  # those, and the recording
 
@@ -87,11 +87,8 @@ def test_training_replayed_needs_a_gpu(folders, fresh_accelerate):
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_training_replayed_on_a_gpu(folders, fresh_accelerate, mixed_precision):
     losses = {}
+    settings = dict(max_steps=8, learning_rate=3e-3, mixed_precision=mixed_precision)
     for cuda_graph in (False, True):
-        run = start(
-            short_run(
-                **folders, max_steps=8, learning_rate=3e-3, mixed_precision=mixed_precision, cuda_graph=cuda_graph
-            )
-        )
+        run = start(short_run(**folders, **settings, cuda_graph=cuda_graph), cpu=False)
         losses[cuda_graph] = [record.loss.item() for record in train_steps(run)]
     assert losses[True] == pytest.approx(losses[False], rel=0.02)

@@ -75,10 +75,10 @@ def short_run(**settings) -> TrainingConfig:
     return TrainingConfig(**{name: str(v) if isinstance(v, Path) else v for name, v in (defaults | settings).items()})
 
 
-def start(config: TrainingConfig) -> TrainingRun:
-    """A run on the CPU."""
+def start(config: TrainingConfig, *, cpu: bool = True) -> TrainingRun:
+    """A run on the CPU, or where accelerate puts it."""
     accelerator = Accelerator(
-        cpu=True,
+        cpu=cpu,
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
