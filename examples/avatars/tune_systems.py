@@ -1,0 +1,161 @@
+"""Eight trials of each system's settings, on validation people: `python examples/avatars/tune_systems.py`.
+
+The best of a system, by the sum of its identity and prompt scores, is what `DEMO_SYSTEMS` says of it. Systems that
+learn are tried with two rates, two lengths and two strengths of guidance; Stable Diffusion with eight strengths; a
+PromptNet with eight settings of the call, which its customised form goes on with. Rows and what was learnt are kept, so
+a run that was stopped goes on; `--worker 0 --workers 2` and `--worker 1 --workers 2` share the people. `--table` prints
+what is there.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from study import Avatars
+from tqdm import tqdm
+
+from profusion_pipeline import load_demo_pipeline
+from profusion_pipeline.demo import DEMO_CUSTOMIZE, FOLDER
+from profusion_pipeline.evaluation.baselines import get_system
+from profusion_pipeline.evaluation.plan import Cell, steps_within
+from profusion_pipeline.evaluation.report import Scores, markdown
+from profusion_pipeline.evaluation.rows import Setting, learning_text, read_rows
+from profusion_pipeline.evaluation.run import evaluate
+from profusion_pipeline.evaluation.systems import Sampling, System
+
+COLUMNS = Avatars.columns
+# Learning: rates x steps, at batches that make a step of each system about as dear.
+LEARNING = {
+    "Textual Inversion": ((3e-3, 3e-2), (100, 200)),
+    "DreamBooth LoRA": ((2e-3, 6e-3), (50, 100)),
+    "DreamBooth": ((1e-4, 4e-4), (50, 100)),
+    "E4T": ((1e-4, 1e-3), (10, 30)),
+    "ProFusion": ((3e-4, 1e-3), (50, 100)),
+}
+GUIDANCE = (0.6, 1.2)  # factors, for each of these
+BASE_GUIDANCE = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)
+# ω_1, ω_2, ω_f, γ: the first is the call's default; the last was the best when the demo model was made.
+CALLS = (
+    (7.0, 5.0, 7.0, 0.6),
+    (2.0, 4.0, 4.0, 0.6),
+    (2.0, 4.0, 2.0, 0.6),
+    (3.0, 5.0, 4.0, 0.6),
+    (4.0, 4.0, 4.0, 0.6),
+    (5.0, 2.5, 5.0, 0.4),
+    (5.0, 2.5, 5.0, 0.8),
+    (5.0, 2.5, 2.5, 0.8),
+)
+CALL = ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "fusion_subject_scale")
+PROMPTNETS = ("PromptNet", "PromptNet, L2")
+NAMES = ("Stable Diffusion", *LEARNING, *PROMPTNETS)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to set one system."""
+
+    name: str
+    system: System
+    learning: dict[str, Any]
+    guidance: float = 1.0
+
+    def setting(self, rows: int) -> Setting:
+        config = self.system.config(pool_size=DEMO_CUSTOMIZE["pool_size"], **self.learning)
+        sampling = steps_within(self.system, Sampling(guidance=self.guidance), rows)
+        return Setting(self.system.name, learning_text(config) if self.system.learns else "", sampling)
+
+    @property
+    def label(self) -> str:
+        said = {**self.learning, **getattr(self.system, "call", {})} if self.name in PROMPTNETS else self.learning
+        guidance = {} if self.name in PROMPTNETS else {"guidance": f"x {self.guidance:g}"}
+        return ", ".join(f"{name} {value}" for name, value in {**said, **guidance}.items())
+
+
+def trials(weights: Path | None, names: tuple[str, ...] = NAMES) -> Iterator[Trial]:
+    """Eight of each system."""
+    for name in names:
+        system = get_system(name, demo=True, weights=weights)
+        if name in PROMPTNETS:
+            for number, call in enumerate(CALLS):
+                variant = replace(system, name=f"{name} {number}", call=dict(zip(CALL, call, strict=True)))
+                yield Trial(name, variant, {})
+        elif name in LEARNING:
+            rates, steps = LEARNING[name]
+            for rate, count, guidance in itertools.product(rates, steps, GUIDANCE):
+                yield Trial(name, system, {"learning_rate": rate, "steps": count}, guidance)
+        else:
+            yield from (Trial(name, system, {}, guidance) for guidance in BASE_GUIDANCE)
+
+
+def table(tried: list[Trial], work: Path, rows: int) -> str:
+    """Means with 95 % intervals over people; the best of each system is printed bold."""
+    scores = Scores(read_rows(work / "rows"))
+    lines = [["system", "trial", *COLUMNS, "sum"], ["---"] * (3 + len(COLUMNS))]
+    for _, group in itertools.groupby(tried, key=lambda trial: trial.name):
+        found = []
+        for trial in group:
+            estimates = [scores.estimate(trial.setting(rows), column) for column in COLUMNS]
+            if None not in estimates:
+                found.append((sum(one.mean for one in estimates), trial, estimates))
+        best = max((total for total, *_ in found), default=None)
+        for total, trial, estimates in found:
+            cells = [f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for one in estimates]
+            lines.append([trial.name, trial.label, *cells, f"**{total:.3f}**" if total == best else f"{total:.3f}"])
+    return markdown(lines)
+
+
+def main(
+    weights: Path | None = Path("outputs/avatars/rivals"),
+    work: Path = Path("outputs/tuning"),
+    model: Path = FOLDER / "model",
+    people: int = 12,
+    rows: int = 75,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    systems: tuple[str, ...] = NAMES,
+    worker: int = 0,
+    workers: int = 1,
+) -> str:
+    """Fill in the rows that are missing and return the table."""
+    avatars, tried = Avatars(people, "validation"), list(trials(weights, systems))
+    pipe = load_demo_pipeline(folder=model, device=device)
+    cells = [Cell(1, trial.name, trial.label, trial.setting(rows), 1) for trial in tried]
+    shared = dict(class_noun=DEMO_CUSTOMIZE["class_noun"], learning_prompt=DEMO_CUSTOMIZE["prompt"])
+    run = evaluate(
+        pipe,
+        {trial.system.name: trial.system for trial in tried},
+        avatars.subjects,
+        [avatars],
+        cells,
+        work,
+        **shared,
+        worker=worker,
+        workers=workers,
+    )
+    with tqdm(desc="pictures", mininterval=5) as bar:
+        for progress in run:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+    return table(tried, work, rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--weights", type=Path, default=Path("outputs/avatars/rivals"), help="pre-trained rivals")
+    parser.add_argument("--work", type=Path, default=Path("outputs/tuning"), help="folder for rows and what was learnt")
+    parser.add_argument("--model", type=Path, default=FOLDER / "model", help="a ProFusion folder")
+    parser.add_argument("--people", type=int, default=12, help="validation people, ten prompts each")
+    parser.add_argument("--rows", type=int, default=75, help="UNet rows that a picture may take")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where it is run")
+    parser.add_argument("--systems", nargs="+", default=NAMES, choices=NAMES, help="which to try")
+    parser.add_argument("--worker", type=int, default=0, help="which share of the people")
+    parser.add_argument("--workers", type=int, default=1, help="how many share them")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    words = vars(parser.parse_args())
+    if words.pop("table"):
+        print(table(list(trials(words["weights"], words["systems"])), words["work"], words["rows"]))
+    else:
+        print(main(**words))
