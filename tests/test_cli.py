@@ -425,6 +425,14 @@ def test_an_existing_concept_is_kept_without_force(customize, tmp_path, capsys):
     assert customize("--force") == 0
 
 
+def test_a_loss_that_is_not_a_number_saves_nothing(customize, tmp_path, capsys):
+    assert customize() == 0
+    before = (tmp_path / "concept" / "concept.safetensors").read_bytes()
+    assert customize("--steps", "3", "--learning-rate", "1e30", "--force") == 1
+    assert re.search("profusion: The loss is (nan|inf) at step 2 of 3, so nothing was made", capsys.readouterr().err)
+    assert (tmp_path / "concept" / "concept.safetensors").read_bytes() == before
+
+
 def test_customize_reads_the_mask(customize, photo, capsys):
     assert customize("--mask", photo, "--background", "keep") == 1
     assert "`mask` is given, but `background` is 'keep'" in capsys.readouterr().err
