@@ -1,5 +1,6 @@
 """What the tests of customising share: a photo, a tiny pipeline, quick settings, and everything that may not change."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from PIL import Image
 
 from profusion_pipeline.config import CustomizeConfig
+from profusion_pipeline.customize import customize
 from profusion_pipeline.pipeline_profusion import ProFusionPipeline
+from profusion_pipeline.profusion_concept import Concept
 from tiny import make_components
 
 # Large steps, so that a few of them can be told from none.
@@ -23,6 +26,14 @@ def tiny_pipeline(**overrides) -> ProFusionPipeline:
     pipe = ProFusionPipeline(**make_components(**overrides))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@cache
+def learn() -> dict[str, Concept]:
+    """Concepts made for the tiny pipeline of seed 0: two in lora mode, one in full mode."""
+    ada = customize(tiny_pipeline(), photo(), QUICK)
+    bob = customize(tiny_pipeline(), photo(24), QUICK, class_noun="dog", seed=1, rank=2)
+    return {"ada": ada, "bob": bob, "full": customize(tiny_pipeline(), photo(), QUICK, mode="full", learning_rate=0.01)}
 
 
 def sample(pipe: ProFusionPipeline, prompt=PROMPTS, **settings) -> torch.Tensor:

@@ -192,17 +192,6 @@ def test_fusion_reads_proportions_and_refinement_weights(pipe):
     )
 
 
-def test_an_embedding_is_as_good_as_the_picture(pipe, tmp_path):
-    images = [picture(1), picture(2)]
-    expected = latents_of(pipe, image=images, image_weights=[0.7, 0.3])
-    pipe.encode_subject(images, weights=[0.7, 0.3]).save(tmp_path / "ada.safetensors")
-    pipe.image_encoder = pipe.feature_extractor = None
-    subject = SubjectEmbedding.load(tmp_path / "ada.safetensors")
-    assert torch.equal(latents_of(pipe, subject=subject), expected)
-    both = latents_of(pipe, [PROMPT] * 2, subject=[subject] * 2, generator=[seeded(), seeded()])
-    assert relative(both[1:], expected) < 2e-5
-
-
 def test_several_pseudo_words(pipe):
     pipe.promptnet = PromptNet.from_unet(pipe.unet, image_embed_dim=24, region_kernel_size=1).eval()
     latents = latents_of(pipe, image=picture(), height=32, width=16)
@@ -336,13 +325,6 @@ def test_fusion_in_a_part_of_the_steps(pipe):
     counts.update(unet_rows=0)
     latents_of(pipe, **settings, fusion_start=0.5, fusion_end=0.75, num_fusion_steps=2)
     assert counts["unet_rows"] == 4 * 3 + 1 * 4
-
-
-def test_shared_texts_and_pictures_are_encoded_once(pipe):
-    counts, encoded, image = count_work(pipe), [], picture()
-    pipe.image_encoder.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
-    latents_of(pipe, ["S*", "a photo of S*"], image=[image] * 2, num_inference_steps=1, num_fusion_steps=0)
-    assert counts["text_sequences"] == 1 + 2 + 2 and encoded == [1]
 
 
 # ---------------------------------------------------------------------------------------- around the loop
@@ -502,12 +484,6 @@ def test_subject_of_another_pipeline_or_size(pipe):
     subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 24), torch.ones(1))
     with pytest.raises(ValueError, match="`subject` was encoded for pictures of 16 x 16, not 32 x 16"):
         latents_of(pipe, subject=subject, height=32)
-
-
-def test_pictures_need_an_image_encoder(pipe):
-    pipe.image_encoder = None
-    with pytest.raises(ValueError, match="has no `image_encoder`: give `subject`"):
-        latents_of(pipe, image=picture())
 
 
 def test_a_required_safety_checker_is_missed_aloud(components, caplog):

@@ -21,7 +21,7 @@ SOURCE = Path(profusion_entry.__file__).parent
 def write_version(folder: Path, old: str = "", new: str = "") -> Path:
     """The code of a repository in which one word is another, in the names of files too."""
     folder.mkdir()
-    for path, content in method_files(SOURCE / "pipeline_profusion.py").items():
+    for path, content in method_files(SOURCE).items():
         if "/" not in path:
             (folder / path.replace(old, new)).write_bytes(content.replace(old.encode(), new.encode()))
     return folder

@@ -15,6 +15,8 @@ diffusers copies those files that stand in import lines of this text, and no oth
     from .profusion_batch import *
     from .profusion_card import *
     from .profusion_concept import *
+    from .profusion_concept_loader import *
+    from .profusion_encoding import *
     from .profusion_inputs import *
     from .profusion_loading import *
     from .profusion_repository import *

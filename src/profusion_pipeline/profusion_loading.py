@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from diffusers.utils.import_utils import compare_versions
 
+from .modeling_promptnet import PromptNet
+
 
 class LoadingMixin:
     """Reading a pipeline, with this code or, by `DiffusionPipeline`, with that of the repository.
-
-    The class it is mixed into says `_promptnet_class`.
 
     Example:
         >>> from profusion_pipeline import ProFusionPipeline
@@ -65,7 +65,7 @@ class LoadingMixin:
             As there: what the pipeline is made of, what is not known, what is hidden.
         """
         if config_dict.get("promptnet", [None, None])[1] == "PromptNet":
-            config_dict = config_dict | {"promptnet": [cls._promptnet_class.__module__, "PromptNet"]}
+            config_dict = config_dict | {"promptnet": [PromptNet.__module__, "PromptNet"]}
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod

@@ -20,33 +20,31 @@ from tempfile import TemporaryDirectory
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub import CommitInfo, create_repo, list_repo_files, upload_folder
 
+from .profusion_card import model_card
+
 INDEX, CARD = "model_index.json", "README.md"
 CODE = re.compile(r"profusion_\w+\.py")  # of the method; its other files have the same names in every version
 
 
-def method_files(pipeline_file: Path) -> dict[str, bytes]:
-    """The code of a repository, from the pipeline's file and what lies beside it.
+def method_files(folder: Path) -> dict[str, bytes]:
+    """The code of a repository, from the folder in which this code lies.
 
-    It makes no difference whether that is the file in the package or one that came from a repository.
+    It makes no difference whether that is the installed package or came from a repository.
 
     Args:
-        pipeline_file: `pipeline_profusion.py`.
+        folder: With all files of the method.
 
     Returns:
         Path in the repository -> content.
 
     Example:
-        >>> files = method_files(Path(__file__).with_name("pipeline_profusion.py"))
-        >>> files["profusion_repository.py"] == Path(__file__).read_bytes()
+        >>> method_files(Path(__file__).parent)["profusion_repository.py"] == Path(__file__).read_bytes()
         True
     """
-    names = ["pipeline_profusion", *get_relative_imports(pipeline_file)]
-    files = {f"{name}.py": pipeline_file.with_name(f"{name}.py").read_bytes() for name in sorted(names)}
-    return {
-        "pipeline.py": pipeline_file.with_name("profusion_entry.py").read_bytes(),
-        **files,
-        "promptnet/modeling_promptnet.py": files["modeling_promptnet.py"],
-    }
+    entry = folder / "profusion_entry.py"
+    files = {f"{name}.py": (folder / f"{name}.py").read_bytes() for name in sorted(get_relative_imports(entry))}
+    promptnet = {"promptnet/modeling_promptnet.py": files["modeling_promptnet.py"]}
+    return {"pipeline.py": entry.read_bytes(), **files, **promptnet}
 
 
 def mend_components(folder: Path) -> None:
@@ -194,8 +192,6 @@ def upload_repository(
 class RepositoryMixin:
     """Writing a pipeline as a repository that loads anywhere, also where this code is not installed.
 
-    The class it is mixed into says `_method_file`, the file that it stands in, and `_model_card`, what writes the card.
-
     Example:
         >>> from profusion_pipeline import ProFusionPipeline
         >>> issubclass(ProFusionPipeline, RepositoryMixin)
@@ -338,12 +334,12 @@ class RepositoryMixin:
             license: For the model card: the Hub's word for a licence.
         """
         mend_components(folder)
-        for path, content in method_files(self._method_file).items():
+        for path, content in method_files(Path(__file__).parent).items():
             (folder / path).write_bytes(content)
         names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": ["modeling_promptnet", "PromptNet"]}
         _write_json(folder / INDEX, _read_json(folder / INDEX) | names)
         if not has_card:
-            card = self._model_card(
+            card = model_card(
                 name,
                 components=self.components,
                 placeholder=self.config.placeholder,

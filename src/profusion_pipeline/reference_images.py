@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+Reference = Image.Image | np.ndarray | torch.Tensor | str | Path
+
 
 def load_reference_image(
     image: Image.Image | np.ndarray | torch.Tensor | str | Path, name: str = "image"
