@@ -73,15 +73,17 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kills, data, inp
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_exactly(folders, inputs, tmp_path):
-    settings = dict(checkpoint_every=1000, log_every=2)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_exactly(folders, inputs, tmp_path, num_workers):
+    """Sent to the whole process group, as launchers and batch systems do."""
+    settings = dict(checkpoint_every=1000, log_every=2, num_workers=num_workers)
     command = [program("profusion"), *words(**folders, **settings, max_steps=100_000)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = folders["output"] / "log.jsonl"
     while not (log.exists() and log.read_text()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     process.communicate()
     assert process.returncode == -signal.SIGTERM
     (checkpoint,) = (folders["output"] / "checkpoints").iterdir()
@@ -181,11 +183,21 @@ def test_two_processes_on_a_stream_resume_with_the_same_bits(folders, tmp_path):
     ended = train(TORCHRUN, **settings)
     assert ended.returncode == 0, ended.stderr
     whole = folders["output"].rename(tmp_path / "whole")
-    shutil.copytree(whole, folders["output"])
-    shutil.rmtree(folders["output"] / "promptnet")
-    shutil.rmtree(folders["output"] / "checkpoints" / "step-00000004")
+    place = json.loads((whole / "checkpoints" / "step-00000004" / "stream.json").read_text())
+    assert (place["taken"], place["epoch"]) == (16, 1)  # of ten pictures: in the second epoch
+
+    def halfway() -> None:
+        shutil.copytree(whole, folders["output"])
+        shutil.rmtree(folders["output"] / "promptnet")
+        shutil.rmtree(folders["output"] / "checkpoints" / "step-00000004")
+
+    halfway()
     ended = train(TORCHRUN, **settings, resume=True)
     assert ended.returncode == 0, ended.stderr
     assert_same_run(folders["output"], whole)
-    place = json.loads((whole / "checkpoints" / "step-00000004" / "stream.json").read_text())
-    assert (place["taken"], place["epoch"]) == (16, 1)  # of ten pictures: in the second epoch
+
+    shutil.rmtree(folders["output"])
+    halfway()  # where one process goes on as well
+    train_promptnet(short_run(**settings, cache_latents=False, log_every=1, batch_size=4, resume=True))
+    ours, theirs = ([line["loss"] for line in log_of(output)] for output in (folders["output"], whole))
+    assert ours == pytest.approx(theirs, rel=1e-4)

@@ -7,6 +7,7 @@ accumulation steps or spread over processes sees the same samples. `picture_batc
 
 import functools
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,10 +251,14 @@ def load_batches(
         >>> list(load_batches(torch.tensor, [[0, 1], [2]]))
         [tensor([0, 1]), tensor([2])]
     """
-    loader = DataLoader(
-        _Made(make), sampler=numbers, batch_size=None, num_workers=1 if ahead else 0, pin_memory=pin_memory
+    yield from DataLoader(
+        _Made(make),
+        sampler=numbers,
+        batch_size=None,
+        num_workers=1 if ahead else 0,
+        worker_init_fn=leave_signals_to_the_main_process,
+        pin_memory=pin_memory,
     )
-    yield from loader
 
 
 class _Made(Dataset):
@@ -262,6 +267,21 @@ class _Made(Dataset):
 
     def __getitem__(self, numbers: Sequence[int]) -> Any:
         return self.make(numbers)
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """What a `DataLoader` calls in its workers: SIGTERM and Ctrl-C, which launchers send to all, don't end them.
+
+    They go on until the main process has taken its last step and ends them, or has died.
+
+    Args:
+        worker: Its index.
+
+    Example:
+        >>> loader = DataLoader([1, 2, 3], worker_init_fn=leave_signals_to_the_main_process)
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batch_numbers(

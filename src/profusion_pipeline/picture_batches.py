@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from .data import PictureFolder, Sample, choose_sample, load_batches
+from .data import PictureFolder, Sample, choose_sample, leave_signals_to_the_main_process, load_batches
 from .reference_images import load_reference_image
 
 
@@ -253,7 +253,10 @@ class UncachedPictures:
         """
         # The samples themselves take the place of indices: chosen here, one after another, and opened by the workers.
         for pixels, reference_pixels, vision_pixels in DataLoader(
-            self.prepared, batch_sampler=self.samples(numbers), num_workers=self.num_workers
+            self.prepared,
+            batch_sampler=self.samples(numbers),
+            num_workers=self.num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
         ):
             mean, std = self.encoders.posterior(pixels)
             reference_latents, _ = self.encoders.posterior(reference_pixels)
