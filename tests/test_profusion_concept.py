@@ -106,6 +106,34 @@ def test_a_kill_leaves_the_old_one_or_the_new_one_whole(tmp_path):
     assert found == [1, 2]
 
 
+KILLING_EVERYWHERE = """
+import itertools, sys
+from pathlib import Path
+from killing import kill_at
+from test_profusion_concept import assert_same, make
+from profusion_pipeline.profusion_concept import Concept
+
+folder, old, new = Path(sys.argv[1]), make(1.0, steps=1), make(2.0, steps=2)
+for number in itertools.count(1):
+    old.save_pretrained(folder)
+    killed = kill_at(lambda: new.save_pretrained(folder), folder, number=number, leash=0)
+    found = Concept.from_pretrained(folder)
+    assert_same(found, new if found.steps == 2 else old)
+    if not killed:
+        break
+    print(found.steps)
+"""
+
+
+def test_a_kill_before_any_file_operation_leaves_the_old_one_or_the_new_one(tmp_path):
+    """Not by luck: there is one operation, a rename, before which it is the old one and after which it is the new."""
+    command = [sys.executable, "-c", KILLING_EVERYWHERE, str(tmp_path / "concept")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.split()
+    assert found == sorted(found) and found.count("1") >= 2 and found.count("2") >= 1
+
+
 FULL_DISK = """
 import resource, sys
 from test_profusion_concept import make
