@@ -138,7 +138,7 @@ def test_the_prior_is_a_loss_on_pictures_of_the_class(shared):
         assert torch.allclose(run.objective(**samples), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNING if "," not in name])
+@pytest.mark.parametrize("name", [name for name in LEARNING if "ProFusion" not in name])
 def test_the_loss_falls(name, shared, weights, monkeypatch):
     system, losses, learn = get_system(name, weights=weights), [], Learning.learn
 
@@ -150,8 +150,8 @@ def test_the_loss_falls(name, shared, weights, monkeypatch):
     monkeypatch.setattr(Learning, "learn", watched)
     system = replace(system, num_class_pictures=2) if name.startswith("DreamBooth") else system
     rate = 0.002 if name == "DreamBooth" else 0.02
-    system.learn(shared, photo(), system.config(**QUICK | dict(steps=40, batch_size=4, learning_rate=rate)))
-    assert len(losses) == 40 and np.mean(losses[-10:]) < np.mean(losses[:10])
+    system.learn(shared, photo(), system.config(**QUICK | dict(steps=24, batch_size=4, learning_rate=rate)))
+    assert len(losses) == 24 and np.mean(losses[-8:]) < np.mean(losses[:8])
 
 
 def test_full_dreambooth_changes_all_of_the_unet(shared, learnt):

@@ -42,10 +42,10 @@ def test_encoder_and_offsets_learn_and_the_pipeline_stays(pipe, source, tmp_path
         assert {weight.dtype for weight in learning.values()} == {torch.float32}
         first = {name: weight.detach().clone() for name, weight in learning.items()}
         with torch.autocast("cpu", torch.bfloat16, enabled=frozen_dtype == torch.bfloat16):
-            losses = learn(objective, 30)
+            losses = learn(objective, 16)
         moved = [name for name, weight in learning.items() if not torch.equal(weight, first[name])]
         assert any(".lora_B." in name for name in moved) and any(name.startswith("encoder.") for name in moved)
-        assert sum(losses[-8:]) < sum(losses[:8])
+        assert sum(losses[-5:]) < sum(losses[:5])
         objective.save_pretrained(tmp_path / "e4t")
         encoder = {name: weight.half() for name, weight in objective.encoder.state_dict().items()}
         offsets = {name: weight.detach().half() for name, weight in objective.offsets.items()}
@@ -65,9 +65,9 @@ def test_the_regulariser_shortens_the_offset(pipe, source):
     lengths = []
     for offset_l2 in (0.0, 1.0):
         with pretraining_e4t(pipe, source, **SETTINGS, offset_l2=offset_l2) as objective:
-            learn(objective, 30)
+            learn(objective, 12)
             z, states = source.mean[:4].float(), source.states[:4].float()
             with torch.no_grad():
                 offset = objective.encoder(z, 500, states, torch.randn_like(z)).prompt_embeds
             lengths.append(offset.norm().item())
-    assert lengths[1] < 0.5 * lengths[0]
+    assert lengths[1] < 0.8 * lengths[0]
