@@ -168,5 +168,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4, help="that are timed in each round")
     parser.add_argument("--rounds", type=int, default=3)
     main(**vars(parser.parse_args()))
-    shown = measuring.load_results("step_costs_medium_cpu")
-    measuring.write_table("step costs", make_table(shown) if shown else "not measured")
+    for mark, name in (("step costs", "step_costs_medium_cpu"), ("step costs, cuda", "step_costs_sd2_cuda")):
+        shown = measuring.load_results(name)
+        measuring.write_table(mark, make_table(shown) if shown else "not measured")
