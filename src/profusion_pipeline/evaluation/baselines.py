@@ -217,13 +217,13 @@ _DEMO: Mapping[str, dict[str, Any]] = {
     "Stable Diffusion": {"guidance_scale": 5.0},
     "Textual Inversion": {"guidance_scale": 5.0, "learning": {"steps": 200, "learning_rate": 1e-2}},
     # "z" is a token of the demo model's vocabulary that none of its captions has
-    "DreamBooth LoRA": {"guidance_scale": 5.0, "rare_word": "z", "learning": {"steps": 100, "learning_rate": 1e-3}},
+    "DreamBooth LoRA": {"guidance_scale": 5.0, "rare_word": "z", "learning": {"steps": 100, "learning_rate": 2e-3}},
     "DreamBooth": {
         "guidance_scale": 5.0,
         "rare_word": "z",
-        "learning": {"mode": "full", "steps": 100, "learning_rate": 1e-4},
+        "learning": {"mode": "full", "steps": 100, "learning_rate": 4e-4},
     },
-    "E4T": {"guidance_scale": 5.0, "learning": {"steps": 15, "learning_rate": 3e-4, "batch_size": 16}},
+    "E4T": {"guidance_scale": 5.0, "learning": {"steps": 30, "learning_rate": 1e-3, "batch_size": 16}},
 }
 DEMO_SYSTEMS: Mapping[str, System] = {
     name: replace(system, **(_CALL if isinstance(system, ProFusion) else _DEMO[name]))
