@@ -105,8 +105,8 @@ class Results:
 class Study:
     """The pipeline, the reader, and people with their prompts and concepts."""
 
-    def __init__(self, model: Path, work: Path, split: str, num_inference_steps: int, dtype: torch.dtype):
-        self.pipe = load_demo_pipeline(folder=model, dtype=dtype)
+    def __init__(self, model: Path, work: Path, split: str, num_inference_steps: int, dtype: torch.dtype, device: str):
+        self.pipe = load_demo_pipeline(folder=model, dtype=dtype, device=device)
         self.pipe.set_progress_bar_config(disable=True)
         self.reader = AttributeReader.from_pretrained(SCORER / "reader", torch_dtype=torch.float32).eval()
         self.render, self.split, self.work = Renderer(), split, work
@@ -228,6 +228,7 @@ def main(
     split: str = "test",
     num_inference_steps: int = 15,
     dtype: str = "float32",
+    device: str = "cpu",
     worker: int = 0,
     workers: int = 1,
 ) -> Results:
@@ -236,7 +237,7 @@ def main(
     results = Results(work / "scores.csv")
     jobs = [(setting, number) for setting in settings() for number in range(worker, people, workers)]
     missing = [job for job in jobs if job not in results.rows]
-    study = Study(model, work, split, num_inference_steps, getattr(torch, dtype))
+    study = Study(model, work, split, num_inference_steps, getattr(torch, dtype), device)
     for setting, number in tqdm(missing, desc="settings x people"):
         results.add(setting, number, *study.score(setting, number))
     return results
@@ -250,6 +251,7 @@ if __name__ == "__main__":
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="which people")
     parser.add_argument("--num-inference-steps", type=int, default=15, help="denoising steps")
     parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"), help="of the pipeline")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the pipeline")
     parser.add_argument("--worker", type=int, default=0, help="which share of the people")
     parser.add_argument("--workers", type=int, default=1, help="how many share them")
     parser.add_argument("--plot", action="store_true", help="only make table and plot from the scores that are there")
