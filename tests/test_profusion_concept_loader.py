@@ -309,6 +309,23 @@ def test_a_compiled_pipeline_draws_the_same_with_concepts(pipe, learnt, how):
     assert_equal(image=photo())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["ada", "full"])
+def test_concepts_under_model_offload_on_a_gpu(pipe, learnt, name):
+    """The UNet comes and goes while its weights are the concept's."""
+    pytest.importorskip("accelerate")
+    pipe.to("cuda")
+    base = sample(pipe, image=photo())
+    pipe.load_concept(learnt[name])
+    changed = sample(pipe)
+    pipe.to("cpu")
+    pipe.enable_model_cpu_offload()
+    for _ in range(2):
+        torch.testing.assert_close(sample(pipe), changed, atol=1e-4, rtol=1e-4)
+    pipe.unload_concept()
+    torch.testing.assert_close(sample(pipe, image=photo()), base, atol=1e-4, rtol=1e-4)
+
+
 # --- What is refused ------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,9 +60,9 @@ class ConceptLoaderMixin:
         """The loaded concepts by name."""
         return vars(self).setdefault("_concepts", {})
 
-    @property
+    @cached_property
     def _row_adapters(self) -> dict[str, RowAdapters]:
-        return vars(self).setdefault("_row_adapters_by_model", {name: RowAdapters() for name in CHANGED_MODELS})
+        return {name: RowAdapters() for name in CHANGED_MODELS}
 
     def customize(self, photo: Any, config: Any = None, **options: Any) -> Concept:
         """Bring S* nearer to one subject, from one photo; see `profusion_pipeline.customize.customize`.
