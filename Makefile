@@ -1,10 +1,10 @@
-# make demo | test | test-slow | lint | train-demo | install | clean. Each installs what it needs into .venv first.
+# make demo | test | test-slow | lint | train-demo | study | install | clean. Each installs what it needs into .venv first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint train-demo clean
+.PHONY: install demo test test-slow lint train-demo study clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -34,6 +34,15 @@ lint: $(STAMP)
 # The whole demo model from nothing: hours on two CPU cores, minutes on a GPU. Run it again after a stop and it goes on.
 train-demo: $(STAMP)
 	$(BIN)/python examples/avatars/make_demo_model.py
+
+# The comparison of docs/study.md, after the pre-training of the rivals: about three hours on two CPU cores, ten minutes with
+# `make study QUICK=--quick`. Run it again after a stop and it goes on.
+STUDY := examples/avatars/study.py --weights outputs/avatars/rivals $(QUICK)
+study: $(STAMP)
+	$(BIN)/python examples/avatars/train_rivals.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 $(STUDY)
+	$(BIN)/python $(STUDY) --questions 6
+	$(BIN)/python $(STUDY) --redraw
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -1,9 +1,9 @@
-"""`profusion demo | generate | customize | train | convert | export | push`.
+"""`profusion demo | generate | customize | evaluate | train | convert | export | push`.
 
 Flags are not written down here: those of `generate` are read from `ProFusionPipeline.__call__` (its signature and
-docstring), those of `train` and `customize` from the fields of their configs, those of `export` and `push` from the
-functions in `hub.py`. Models, torch and Pillow are imported inside the functions that need them, so that `--help` is
-instant.
+docstring), those of `train`, `customize` and `evaluate` from the fields of their configs, those of `export` and `push`
+from the functions in `hub.py`. Models, torch and Pillow are imported inside the functions that need them, so that
+`--help` is instant.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import CustomizeConfig, TrainingConfig
+from .evaluation.settings import EvaluationConfig
 from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
 
 PACKAGE = Path(__file__).parent
@@ -133,6 +134,15 @@ def _customize(args: argparse.Namespace) -> None:
     print(out)
 
 
+def _evaluate(args: argparse.Namespace) -> None:
+    config = evaluation_config(args)
+
+    from .evaluation.study import evaluate_folder
+
+    for line in evaluate_folder(config, **_place(args.device, args.dtype)):
+        print(line, flush=True)
+
+
 def _train(args: argparse.Namespace) -> None:
     config = training_config(args)
 
@@ -205,6 +215,26 @@ def customize_config(args: argparse.Namespace) -> CustomizeConfig:
     return _config(args, CustomizeConfig)
 
 
+def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
+    """The settings that the words of `profusion evaluate` stand for.
+
+    Args:
+        args: What the parser made of them.
+
+    Returns:
+        The config; its own defaults stand wherever no flag was given.
+
+    Raises:
+        SystemExit: 2, if a number is out of range or words contradict each other.
+
+    Example:
+        >>> words = ["evaluate", "--model", "demo", "--output", "runs/study", "--metrics", "sface", "clip-rn50"]
+        >>> evaluation_config(build_parser().parse_args(words)).metrics
+        ('sface', 'clip-rn50')
+    """
+    return _config(args, EvaluationConfig)
+
+
 def _config(args: argparse.Namespace, kind: type):
     given = given_flags(args, flags_of_dataclass(kind))
     try:
@@ -257,17 +287,19 @@ def _sentence(error: Exception) -> str:
 
 
 def _load_pipeline(model: str, device: str | None, dtype: str | None):
-    import torch
-
     from .demo import load_demo_pipeline
     from .loading import load_pipeline
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = {
-        "dtype": getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32")),
-        "device": device,
-    }
+    place = _place(device, dtype)
     return load_demo_pipeline(**place) if model == "demo" else load_pipeline(model, **place)
+
+
+def _place(device: str | None, dtype: str | None) -> dict:
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    usual = "float16" if device.startswith("cuda") else "float32"
+    return {"dtype": getattr(torch, dtype or usual), "device": device}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -326,6 +358,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(command, flags_of_dataclass(CustomizeConfig))
     _add_place(command)
     _add_force(command)
+
+    command = _command(
+        commands,
+        _evaluate,
+        "--model M --subjects FOLDER --prompts FILE --output FOLDER [options]",
+        "Compare ways of drawing a person, on a folder of people: tables and plots.",
+    )
+    add_flags(command, flags_of_dataclass(EvaluationConfig))
+    _add_place(command)
 
     command = _command(
         commands,

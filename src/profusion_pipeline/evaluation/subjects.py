@@ -1,0 +1,126 @@
+"""Whom pictures are drawn of, and under which prompts: the folder of a study."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from ..reference_images import load_reference_image
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Somebody, and what is asked of pictures of them.
+
+    Args:
+        name: Unlike that of any other subject.
+        photos: RGB pictures of them. Systems see the first one; likeness is the mean over all.
+        prompts: Texts with the placeholder.
+
+    Example:
+        >>> Subject("ada", (Image.new("RGB", (64, 64)),), ("a photo of S*",)).name
+        'ada'
+    """
+
+    name: str
+    photos: tuple[Image.Image, ...]
+    prompts: tuple[str, ...]
+
+    def digest(self) -> str:
+        """A hash of all that is in it: rows of two subjects belong together only if theirs are the same.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        hashed = hashlib.sha256(repr((self.name, self.prompts)).encode())
+        for photo in self.photos:
+            hashed.update(repr(photo.size).encode() + photo.tobytes())
+        return hashed.hexdigest()[:16]
+
+
+class Picture(NamedTuple):
+    """One picture, and what it was drawn for.
+
+    Args:
+        image: As a system drew it.
+        subject: Of whom.
+        prompt: Under which prompt, with the placeholder.
+        seed: With which seed.
+    """
+
+    image: Image.Image
+    subject: Subject
+    prompt: str
+    seed: int
+
+
+def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
+    """A subject for each sub-folder, named like it; its pictures in the order of their names, other files left alone.
+
+    Args:
+        folder: With a sub-folder for each subject.
+        prompts: What is asked of each.
+
+    Returns:
+        The subjects, in the order of their names.
+
+    Raises:
+        ValueError: There is no sub-folder, one has no picture, or a picture can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "ada").mkdir()
+        >>> Image.new("RGB", (64, 64)).save(folder / "ada" / "portrait.png")
+        >>> [subject.name for subject in read_subjects(folder, ["a photo of S*"])]
+        ['ada']
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} is no folder.")
+    subjects = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"The subject {place.name!r} has no picture: {str(place)!r} must hold at least one.")
+        photos = tuple(load_reference_image(file, name=f"{place.name}/{file.name}") for file in files)
+        subjects.append(Subject(place.name, photos, tuple(prompts)))
+    if not subjects:
+        raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} has none.")
+    return subjects
+
+
+def read_prompts(file: str | Path) -> list[str]:
+    """The prompts in a file: one a line, without empty lines and those that begin with `#`.
+
+    Args:
+        file: In UTF-8.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        ValueError: There is no such file, no prompt in it, or one stands there twice.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "prompts.txt")
+        >>> _ = file.write_text("# where\\nS* at the beach\\n")
+        >>> read_prompts(file)
+        ['S* at the beach']
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"The file of prompts must exist, {str(file)!r} does not.")
+    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ValueError(f"The file of prompts must hold at least one, {str(file)!r} has none.")
+    twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
+    if twice:
+        raise ValueError(f"The file of prompts must hold each once, {str(file)!r} has several of {twice[0]!r}.")
+    return prompts
