@@ -154,6 +154,16 @@ def test_the_loss_falls(name, shared, weights, monkeypatch):
     assert len(losses) == 24 and np.mean(losses[-8:]) < np.mean(losses[:8])
 
 
+@pytest.mark.parametrize("name", [name for name in LEARNING if "," not in name])
+def test_a_pipeline_in_half_precision(name, weights):
+    pipe = listening_pipeline().to(torch.bfloat16)
+    before, system = everything(pipe), get_system(name, weights=weights)
+    system = replace(system, num_class_pictures=2) if name.startswith("DreamBooth") else system
+    config = system.config(**QUICK)
+    assert pictures(system, pipe, system.learn(pipe, photo(), config), config).std() > 0
+    assert_same(before, everything(pipe))
+
+
 def test_full_dreambooth_changes_all_of_the_unet(shared, learnt):
     _, _, tensors = learnt("DreamBooth")
     names = {name.removeprefix("unet.") for name in tensors if name.startswith("unet.")}

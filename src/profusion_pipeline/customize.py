@@ -175,7 +175,7 @@ class Learning(ABC):
             alphas_cumprod=pipe.scheduler.alphas_cumprod.to(self.device),
             prediction_type=pipe.scheduler.config.prediction_type,
         )
-        self.precision = PRECISION.get(config.mixed_precision, pipe.unet.dtype)
+        self.precision = PRECISION.get(config.mixed_precision, pipe.text_encoder.dtype)  # which never learns
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.optimizer = make_optimizer(config, self.weights)
         self.gradients = Replayed(self._gradients) if self._can_be_replayed() else self._gradients
