@@ -37,9 +37,9 @@ train-demo: $(STAMP)
 
 # The comparison of docs/study.md, after the pre-training of the rivals: about three hours on two CPU cores, ten minutes with
 # `make study QUICK=--quick`. Run it again after a stop and it goes on.
-STUDY := examples/avatars/study.py --weights outputs/avatars/rivals $(QUICK)
+STUDY := examples/avatars/study.py --weights outputs/avatars$(if $(QUICK),/quick)/rivals $(QUICK)
 study: $(STAMP)
-	$(BIN)/python examples/avatars/train_rivals.py
+	for which in e4t l2 plain; do $(BIN)/python examples/avatars/train_rivals.py --which $$which $(QUICK) || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 $(STUDY)
 	$(BIN)/python $(STUDY) --questions 6
 	$(BIN)/python $(STUDY) --redraw
