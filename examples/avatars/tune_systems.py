@@ -3,8 +3,8 @@
 The best of a system, by the sum of its identity and prompt scores, is what `DEMO_SYSTEMS` says of it. Systems that
 learn are tried with two rates, two lengths and two strengths of guidance; Stable Diffusion with eight strengths; a
 PromptNet with eight settings of the call, which its customised form goes on with. Rows and what was learnt are kept, so
-a run that was stopped goes on; `--worker 0 --workers 2` and `--worker 1 --workers 2` share the people. `--table` prints
-what is there.
+a run that was stopped goes on; `--worker 0 --workers 2` and `--worker 1 --workers 2` share the people. `--table` puts
+the table into `docs/study.md`.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import Avatars
+from study import DOCUMENT, Avatars
 from tqdm import tqdm
 
 from profusion_pipeline import load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, FOLDER
 from profusion_pipeline.evaluation.baselines import get_system
 from profusion_pipeline.evaluation.plan import Cell, steps_within
-from profusion_pipeline.evaluation.report import Scores, markdown
+from profusion_pipeline.evaluation.report import Scores, fill_marks, markdown
 from profusion_pipeline.evaluation.rows import Setting, learning_text, read_rows
 from profusion_pipeline.evaluation.run import evaluate
 from profusion_pipeline.evaluation.systems import Sampling, System
@@ -153,9 +153,11 @@ if __name__ == "__main__":
     parser.add_argument("--systems", nargs="+", default=NAMES, choices=NAMES, help="which to try")
     parser.add_argument("--worker", type=int, default=0, help="which share of the people")
     parser.add_argument("--workers", type=int, default=1, help="how many share them")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--table", action="store_true", help="only make the table in docs/study.md from what is there")
     words = vars(parser.parse_args())
     if words.pop("table"):
-        print(table(list(trials(words["weights"], words["systems"])), words["work"], words["rows"]))
+        text = table(list(trials(words["weights"], words["systems"])), words["work"], words["rows"])
+        fill_marks(DOCUMENT, {"tuning": text})
+        print(text)
     else:
         print(main(**words))

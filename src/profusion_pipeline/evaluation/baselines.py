@@ -226,7 +226,7 @@ _DEMO: Mapping[str, dict[str, Any]] = {
     "E4T": {"guidance_scale": 5.0, "learning": {"steps": 30, "learning_rate": 1e-3, "batch_size": 16}},
 }
 DEMO_SYSTEMS: Mapping[str, System] = {
-    name: replace(system, **(_CALL if isinstance(system, ProFusion) else _DEMO[name]))
+    name: replace(system, **(_CALL if isinstance(system, ProFusion) else {}) | _DEMO.get(name, {}))
     for name, system in SYSTEMS.items()
 }
 
