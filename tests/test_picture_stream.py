@@ -124,18 +124,20 @@ def test_what_was_read_ahead_does_not_move_the_place(shards):
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_share_every_batch_that_one_would_read(shards, num_processes):
-    """From the beginning, and from a place where each goes on."""
-    reader, width = stream(shards), 2 * num_processes
-    whole = taken(reader, 5 * width)
-    for step in (0, 2):
-        place, shares = reader.place(step * width), []
-        for process in range(num_processes):
-            share = stream(shards)
-            share.go_to(place)
+    """From the beginning, and from a place that the first process tells of, which has read less than the others."""
+    width = 2 * num_processes
+    whole, place = taken(stream(shards, shuffle_buffer=2), 8 * width), None
+    for step, later in ((0, 3), (3, 5), (5, 8)):
+        shares = [stream(shards, shuffle_buffer=2) for _ in range(num_processes)]
+        together = []
+        for process, share in enumerate(shares):
+            if place:
+                share.go_to(place)
             numbers = batch_numbers(step, batch_size=2, process=process, num_processes=num_processes)
-            shares.append(share.samples(itertools.islice(numbers, 3)))
-        together = [name for _ in range(3) for share in shares for name in names(next(share))]
-        assert together == whole[step * width : (step + 3) * width]
+            together.append([names(batch) for batch in share.samples(itertools.islice(numbers, 3))])
+        batches = zip(*together, strict=True)
+        assert [n for batch in batches for share in batch for n in share] == whole[step * width : (step + 3) * width]
+        place = shares[0].place(later * width)
 
 
 def test_pictures_are_those_of_the_shards(shards):

@@ -154,7 +154,7 @@ class PictureStream:
                 empty = False
                 order = np.random.default_rng((self.seed, ORDER, first)).permutation(len(block))
                 yield from (block[i] for i in order[skip:])
-                first, skip = first + len(block), 0
+                first, skip = first + len(block), max(0, skip - len(block))
                 self._starts.append(BlockStart(first, epoch, self.dataset.state_dict()))
             if empty:
                 raise ValueError("`data` must hold at least one picture, the stream is empty.")
