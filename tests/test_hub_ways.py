@@ -100,6 +100,7 @@ def settings(tmp_path_factory):
     with serve() as hub:
         for folder in folders.values():
             publish(hub, folder)
+        hub.repositories["me/first-2.1"] = hub.repositories["me/first"]
         moved = hub.repositories["me/moved"]
         last = moved.refs["main"]
         publish(hub, folders["first"])
