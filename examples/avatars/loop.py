@@ -2,7 +2,7 @@
 
 An objective is a module whose `forward(draw)` gives the loss of one batch. `draw` is a number that no other step and no
 other process gets; all that is random comes from `draw_generator(seed, draw)`, so that an interrupted run goes on as if
-nothing had happened. `accelerate launch --num_processes 2` shares the work; two processes of one thread each suffer far
+nothing had happened. `torchrun --nproc-per-node 2` shares the work; two processes of one thread each suffer far
 less from other programs on the same cores than one process of two threads does.
 """
 
