@@ -95,7 +95,7 @@ def mend_components(folder: Path) -> None:
 def superseded_files(there: Collection[str], new: Collection[str], variant: str | None) -> list[str]:
     """What of an older save must go when a new one takes its place: its code, and weights that would be read first.
 
-    Weights of other variants and files of others stay.
+    Every `profusion_*.py` at the top counts as code of ours. Weights of other variants and files of others stay.
 
     Args:
         there: Paths in the repository.
