@@ -41,6 +41,7 @@ from world import (
 
 from profusion_pipeline import ProFusionPipeline, load_demo_pipeline
 from profusion_pipeline.demo import DEMO_SETTINGS, FOLDER
+from profusion_pipeline.evaluation.metrics import Estimate, bootstrap_interval
 
 SCORER = Path(__file__).with_name("scorer")
 PROJECT = Path(__file__).parent.parent.parent
@@ -64,14 +65,9 @@ class Scored:
     scores: dict[str, np.ndarray]  # one value a picture; nan where nothing could be read
     person: np.ndarray
 
-    def interval(self, score: str, draws: int = 2000) -> tuple[float, float, float]:
+    def interval(self, score: str) -> Estimate:
         """Mean and 95 % bootstrap interval over people."""
-        values = self.scores[score]
-        totals = np.array([np.nansum(values[self.person == one]) for one in np.unique(self.person)])
-        counts = np.array([np.isfinite(values[self.person == one]).sum() for one in np.unique(self.person)])
-        chosen = np.random.default_rng(0).integers(len(totals), size=(draws, len(totals)))
-        means = totals[chosen].sum(1) / counts[chosen].sum(1)
-        return totals.sum() / counts.sum(), *np.quantile(means, (0.025, 0.975))
+        return bootstrap_interval(self.scores[score], self.person)
 
 
 class MiniCLIP:

@@ -21,6 +21,7 @@ from score import IDENTITY_VALUES, PROJECT, SCORER, MiniCLIP, agreement, control
 from world import PLACE_WORDS, SCENES, Portrait, Renderer
 
 from profusion_pipeline import ProFusionPipeline
+from profusion_pipeline.checkpoints import replaced_folder
 from profusion_pipeline.demo import DEMO_CUSTOMIZE
 from profusion_pipeline.evaluation.encoders import Encoder
 from profusion_pipeline.evaluation.measures import Similarity
@@ -92,11 +93,12 @@ def main(config: EvaluationConfig, *, people: int, split: str, device: str) -> N
         print(line, flush=True)
 
 
-def publish(output: Path) -> None:
-    """The rows of a run into `docs/study`, its tables and plots into `docs/study.md`."""
-    if Path(output, "rows").is_dir():
-        collect_run(Path(output, "rows"), PUBLISHED)
-    print(redraw(PUBLISHED, DOCUMENT))
+def publish(output: Path) -> Path:
+    """The rows of a run, if there is one, take the place of those in `docs/study`; these go into `docs/study.md`."""
+    if (output / "rows").is_dir():
+        with replaced_folder(PUBLISHED) as folder:
+            collect_run(output / "rows", folder)
+    return redraw(PUBLISHED, DOCUMENT)
 
 
 # What the study of the demo model takes in place of the defaults of `profusion evaluate`.
@@ -125,8 +127,10 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given_flags(arguments, flags).items()}
     settings = EvaluationConfig(**{**DEFAULTS, **(QUICK if arguments.quick else {}), **given})
-    if settings.redraw:
-        publish(Path(settings.output))
+    if settings.redraw and arguments.quick:
+        print(redraw(Path(settings.output, "rows"), Path(settings.output, "study.md")))
+    elif settings.redraw:
+        print(publish(Path(settings.output)))
     else:
         people = 2 if arguments.quick else arguments.people
         main(settings, people=people, split=arguments.split, device=arguments.device)

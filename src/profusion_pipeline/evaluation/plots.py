@@ -31,12 +31,11 @@ def plot_question(cells: Sequence[Cell], scores: Scores, adherence: str, likenes
     figure = _figure()
     axes = figure.subplots()
     curves: dict[str, list[tuple[str, Estimate, Estimate]]] = {}
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: cell.setting.sampling.guidance):
         point = scores.estimate(cell.setting, adherence), scores.estimate(cell.setting, likeness)
         if None not in point:
             curves.setdefault(cell.curve, []).append((cell.label, *point))
     for number, (curve, points) in enumerate(curves.items()):
-        points = sorted(points, key=lambda point: point[1].mean) if points[0][0].startswith("x ") else points
         x, y = [point[1] for point in points], [point[2] for point in points]
         axes.errorbar(
             [one.mean for one in x],
