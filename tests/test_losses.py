@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -102,7 +103,9 @@ def test_loss_is_what_the_models_give_sample_by_sample(components, scheduler, pr
         mask = torch.full((77, 77), -torch.inf).triu(1)[None, None]
         hidden = rows
         for layer in text_model.encoder.layers:
-            hidden = layer(hidden, attention_mask=mask)
+            two = "causal_attention_mask" in inspect.signature(layer.forward).parameters  # transformers 4
+            masks = dict(attention_mask=None, causal_attention_mask=mask) if two else dict(attention_mask=mask)
+            hidden = layer(hidden, **masks)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         text = text_model.final_layer_norm(hidden)
         said = unet(x_t, t, text).sample
