@@ -33,6 +33,13 @@ class Colours:
         return {"colour identity": arrays.mean((1, 2, 3)), "colour prompt": arrays[..., 0].mean((1, 2))}
 
 
+class Brightness(Colours):
+    """As it is named on a command line."""
+
+    def __init__(self, class_noun: str, placeholder: str, device: str):
+        super().__init__()
+
+
 def make_subjects(count: int = 3) -> list[Subject]:
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(count)]

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from profusion_pipeline import CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
-from profusion_pipeline.cli import build_parser, call_flags, customize_config, main, training_config
+from profusion_pipeline.cli import build_parser, call_flags, customize_config, evaluation_config, main, training_config
 from tiny import make_components
 
-COMMANDS = ["demo", "generate", "customize", "train", "convert", "export", "push"]
+COMMANDS = ["demo", "generate", "customize", "evaluate", "train", "convert", "export", "push"]
 
 
 @pytest.fixture(scope="module")
@@ -441,3 +441,80 @@ def test_customize_reads_the_mask(customize, photo, capsys):
 def test_customize_config():
     words = ["customize", "--model", "m", "--image", "f", "--out", "o", "--mode", "full", "--flip", "--rotation", "5"]
     assert customize_config(build_parser().parse_args(words)) == CustomizeConfig(mode="full", flip=True, rotation=5.0)
+
+
+# evaluate
+
+
+@pytest.fixture
+def evaluate(model, photo, tmp_path):
+    """Run `profusion evaluate` on one person with a metric that needs no model; further words as given."""
+    (tmp_path / "people" / "ada").mkdir(parents=True)
+    photo.rename(tmp_path / "people" / "ada" / "photo.png")
+    (tmp_path / "prompts.txt").write_text("a photo of S*\n")
+    given = {
+        "model": [model],
+        "subjects": [tmp_path / "people"],
+        "prompts": [tmp_path / "prompts.txt"],
+        "output": [tmp_path / "out"],
+        "systems": ["Stable Diffusion", "PromptNet"],
+        "metrics": ["evaluations:Brightness"],
+        "questions": [1],
+        "unet-rows": [10],
+    }
+
+    def run(*words, **changes):
+        flags = [[f"--{name}", *values] for name, values in (given | changes).items()]
+        return main([str(word) for word in ["evaluate", *sum(flags, []), *words]])
+
+    return run
+
+
+def test_evaluate_goes_on_and_draws_again(evaluate, tmp_path, capsys):
+    assert evaluate() == 0
+    document = tmp_path / "out" / "study.md"
+    assert capsys.readouterr().out.splitlines()[-1] == str(document)
+    text = document.read_text()
+    assert "| PromptNet, m = 1 |" in text
+    assert evaluate() == 1
+    assert "holds rows of a run already: --resume goes on with it." in capsys.readouterr().err
+    assert evaluate("--resume", questions=[1, 2]) == 0
+    document.unlink()
+    assert main(["evaluate", "--output", str(tmp_path / "out"), "--redraw"]) == 0
+    assert "<!-- question 2 -->" in document.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": ["IP-Adapter"]}, "`name` of a system must be one of 'Stable Diffusion', .*, got 'IP-Adapter'"),
+        ({"metrics": ["FID"]}, "A metric must be one of clip-vit-b-32, .*, got 'FID'"),
+        ({"metrics": ["clip-rn50"]}, r"needs open_clip, which is not installed: pip install '.*\[eval-clip\]'"),
+        ({"systems": ["E4T"]}, "E4T is pre-trained, but its weights 'e4t' are not in None"),
+    ],
+)
+def test_what_evaluate_refuses_before_any_work(evaluate, capsys, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # as if it were not installed
+    assert evaluate(**changes) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert re.search(message, lines[-1]) and not (tmp_path / "out").exists()
+
+
+def test_a_subject_with_nothing_in_it(evaluate, capsys, tmp_path):
+    (tmp_path / "people" / "bob").mkdir()
+    assert evaluate() == 1
+    assert "The subject 'bob' has no picture" in capsys.readouterr().err
+
+
+def test_rows_of_another_run_are_not_mixed(evaluate, capsys):
+    assert evaluate() == 0
+    assert evaluate("--resume", "--class-noun", "dog") == 1
+    assert (
+        "its `class_noun` is 'person', that of this run 'dog'. Rows of both can't be mixed" in capsys.readouterr().err
+    )
+
+
+def test_evaluation_config():
+    words = "evaluate --output out --questions 1 5 --worker 1 --workers 2 --pool-size 1".split()
+    config = evaluation_config(build_parser().parse_args(words))
+    assert (config.questions, config.share, config.pool_size) == ((1, 5), (1, 2), 1)

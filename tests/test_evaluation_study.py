@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluations
-from evaluations import Colours, write_subjects
+from evaluations import write_subjects
 from profusion_pipeline.evaluation import study
 from profusion_pipeline.evaluation.baselines import SYSTEMS
 from profusion_pipeline.evaluation.plan import load_plan
@@ -30,15 +29,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def make_config(folder, monkeypatch):
-    monkeypatch.setattr(evaluations, "make_measure", lambda **_: Colours(), raising=False)
+def make_config(folder):
     base = EvaluationConfig(
         model=str(folder / "model"),
         subjects=str(folder / "people"),
         prompts=str(folder / "prompts.txt"),
         output=str(folder / "out"),
         systems=("Stable Diffusion", "PromptNet"),
-        metrics=("evaluations:make_measure",),
+        metrics=("evaluations:Brightness",),
         unet_rows=10,
         questions=(1,),
     )
