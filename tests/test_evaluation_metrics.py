@@ -22,6 +22,12 @@ def test_cosines_are_scipys():
     np.testing.assert_allclose(cosine_similarities(first, second[:1]), 1 - distances[:, 0])
 
 
+def test_bytes_do_not_overflow():
+    first, second = RNG.integers(0, 256, (2, 7, 5), dtype=np.uint8)
+    np.testing.assert_allclose(cosine_similarities(first, second), 1 - cdist(first, second, "cosine").diagonal())
+    np.testing.assert_allclose(diversity(first, np.zeros(7)), diversity(first.astype(float), np.zeros(7)))
+
+
 def test_a_feature_that_is_missing_has_no_similarity():
     first = np.array([[np.nan, np.nan], [1.0, 0.0]])
     assert np.isnan(cosine_similarities(first, np.array([[1.0, 1.0]]))).tolist() == [True, False]

@@ -24,7 +24,7 @@ from profusion_pipeline import ProFusionPipeline
 from profusion_pipeline.checkpoints import replaced_folder
 from profusion_pipeline.demo import DEMO_CUSTOMIZE
 from profusion_pipeline.evaluation.encoders import Encoder
-from profusion_pipeline.evaluation.measures import Similarity
+from profusion_pipeline.evaluation.measures import Measure, Similarity
 from profusion_pipeline.evaluation.settings import EvaluationConfig
 from profusion_pipeline.evaluation.study import choose_systems, collect_run, open_model, redraw, run_study
 from profusion_pipeline.evaluation.subjects import Picture, Subject
@@ -46,7 +46,7 @@ def study_prompts(rng: random.Random) -> list[tuple[str, Asked]]:
     ]
 
 
-class Avatars:
+class Avatars(Measure):
     """People of a split, and the measure that knows what is true of them."""
 
     columns = ("reader identity", "reader prompt")

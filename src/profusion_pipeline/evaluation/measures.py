@@ -1,8 +1,8 @@
 """Pictures -> scores: what an encoder's features, or a reader of one's own, say of each picture."""
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from .metrics import cosine_similarities, diversity
 from .subjects import Picture
 
 
-class Measure(Protocol):
-    """What scores pictures.
+class Measure(ABC):
+    """What scores pictures; `columns` names its scores.
 
     Example:
-        >>> class Brightness:
+        >>> class Brightness(Measure):
         ...     columns = ("brightness",)
         ...
         ...     def __call__(self, pictures):
@@ -25,6 +25,7 @@ class Measure(Protocol):
 
     columns: tuple[str, ...]
 
+    @abstractmethod
     def __call__(self, pictures: Sequence[Picture]) -> dict[str, np.ndarray]:
         """The scores of each picture.
 
@@ -34,10 +35,9 @@ class Measure(Protocol):
         Returns:
             For each column a number per picture; nan where nothing can be said. [N]
         """
-        ...
 
 
-class Similarity:
+class Similarity(Measure):
     """Cosines of one encoder's features: with the prompt, with the subject's photos, and between seeds.
 
     Args:

@@ -63,6 +63,7 @@ def cosine_similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             f"`second` must be [N, D] or [1, D] beside `first` of [N, D], got {list(second.shape)} beside "
             f"{list(first.shape)}."
         )
+    first, second = first.astype(np.float64), second.astype(np.float64)
     dots = (first * second).sum(axis=1)  # [N]
     return dots / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
 
@@ -86,6 +87,7 @@ def diversity(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """
     if len(groups) != len(features):
         raise ValueError(f"`groups` must name the group of each of {len(features)} pictures, got {len(groups)}.")
+    features = features.astype(np.float64)
     directions = features / np.linalg.norm(features, axis=1, keepdims=True)  # [N, D]
     others = (groups[:, None] == groups) & ~np.eye(len(groups), dtype=bool)  # [N, N]
     counts = others.sum(axis=1)  # [N]
