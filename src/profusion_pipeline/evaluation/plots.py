@@ -15,7 +15,7 @@ def plot_question(cells: Sequence[Cell], scores: Scores, adherence: str, likenes
     """Each curve of a question as a line through its cells, with 95 % intervals; cells without rows are left out.
 
     Args:
-        cells: Of one question.
+        cells: Of one question; those of a curve are joined in this order.
         scores: Of the run.
         adherence: Column of the horizontal axis, how much of the prompt is there.
         likeness: Column of the vertical axis, how much of the subject is there.
@@ -31,7 +31,7 @@ def plot_question(cells: Sequence[Cell], scores: Scores, adherence: str, likenes
     figure = _figure()
     axes = figure.subplots()
     curves: dict[str, list[tuple[str, Estimate, Estimate]]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.setting.sampling.guidance):
+    for cell in cells:
         point = scores.estimate(cell.setting, adherence), scores.estimate(cell.setting, likeness)
         if None not in point:
             curves.setdefault(cell.curve, []).append((cell.label, *point))

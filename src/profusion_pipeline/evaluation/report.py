@@ -83,18 +83,19 @@ def question_table(cells: Sequence[Cell], scores: Scores, columns: Sequence[str]
         cells: Of one question.
         scores: Of the run.
         columns: The scores that have a column.
-        compared: Those of them that have a second one, the difference from the cell's reference.
+        compared: Those of them that have a second one, the difference from the cell's reference, if any cell has one.
 
     Returns:
         Markdown.
 
     Example:
         >>> print(question_table([], Scores([]), ["identity"], ["identity"]))
-        |  |  | steps | UNet rows | people | pictures | identity | identity, against its reference |
-        |---|---|---|---|---|---|---|---|
+        |  |  | steps | UNet rows | people | pictures | identity |
+        |---|---|---|---|---|---|---|
     """
     columns = [column for column in columns if any(scores.estimate(cell.setting, column) for cell in cells)] or columns
     heads = ["", "", "steps", "UNet rows", "people", "pictures", *columns]
+    compared = [column for column in compared if any(cell.reference for cell in cells)]
     heads += [f"{column}, against its reference" for column in compared]
     lines = [heads, ["---"] * len(heads)]
     for cell in cells:

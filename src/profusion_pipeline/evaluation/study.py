@@ -191,6 +191,8 @@ def redraw(folder: Path, document: Path) -> Path:
     texts = {}
     for question, title in QUESTIONS.items():
         of_question = [cell for cell in cells if cell.question == question and scores.rows(cell.setting)]
+        curves = list(dict.fromkeys(cell.curve for cell in of_question))
+        of_question.sort(key=lambda cell: (curves.index(cell.curve), cell.setting.sampling.guidance))
         if not of_question:
             continue
         picture = Path("images", f"{document.stem}_{question}.png")
