@@ -500,6 +500,13 @@ def test_what_evaluate_refuses_before_any_work(evaluate, capsys, tmp_path, monke
     assert re.search(message, lines[-1]) and not (tmp_path / "out").exists()
 
 
+def test_no_plots_without_matplotlib(evaluate, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    assert evaluate() == 1
+    assert "Plots need matplotlib, which is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_subject_with_nothing_in_it(evaluate, capsys, tmp_path):
     (tmp_path / "people" / "bob").mkdir()
     assert evaluate() == 1

@@ -90,14 +90,29 @@ def plot_costs(costs: Sequence[Cost], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _figure() -> Any:
+def need_matplotlib() -> Any:
+    """The part of matplotlib that plots are made with; called before long work that ends in a plot.
+
+    Returns:
+        `matplotlib.figure`.
+
+    Raises:
+        ImportError: It is not installed; the sentence names the extra.
+
+    Example:
+        >>> need_matplotlib().Figure.__name__
+        'Figure'
+    """
     try:
-        library = importlib.import_module("matplotlib.figure")
+        return importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise ImportError(
             "Plots need matplotlib, which is not installed: pip install 'profusion-pipeline[eval]'."
         ) from error
-    return library.Figure(figsize=(10, 6), layout="constrained")
+
+
+def _figure() -> Any:
+    return need_matplotlib().Figure(figsize=(10, 6), layout="constrained")
 
 
 def _bars(estimates: Sequence[Estimate]) -> list[list[float]]:

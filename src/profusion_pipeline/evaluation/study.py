@@ -14,7 +14,7 @@ from .baselines import SYSTEMS, get_system
 from .costs import Cost, load_costs, measure_alone, measure_cost, save_costs
 from .measures import Measure, get_measure
 from .plan import QUESTIONS, Cell, load_plan, make_plan, save_plan
-from .plots import plot_costs, plot_question
+from .plots import need_matplotlib, plot_costs, plot_question
 from .report import Scores, cost_table, fill_marks, question_table
 from .rows import collect_rows, read_about, read_rows, write_whole
 from .run import evaluate
@@ -66,6 +66,9 @@ def evaluate_folder(config: EvaluationConfig, *, device: str, dtype: torch.dtype
         >>> for line in evaluate_folder(config, device="cuda", dtype=torch.float16):  # doctest: +SKIP
         ...     print(line)
     """
+    ends_in_a_report = config.redraw or config.share[1] == 1
+    if ends_in_a_report:
+        need_matplotlib()
     if config.redraw:
         yield str(_report(config))
         return
@@ -78,7 +81,7 @@ def evaluate_folder(config: EvaluationConfig, *, device: str, dtype: torch.dtype
     words = dict(class_noun=config.class_noun, placeholder=pipe.config.placeholder, device=device)
     measures = [get_measure(name, **words) for name in config.metrics]
     yield from run_study(pipe, systems, subjects, measures, config)
-    if config.share[1] == 1:
+    if ends_in_a_report:
         yield str(_report(config))
 
 
