@@ -37,8 +37,9 @@ def learn() -> dict[str, Concept]:
 
 
 def sample(pipe: ProFusionPipeline, prompt=PROMPTS, **settings) -> torch.Tensor:
-    """Latents from noise that is always the same."""
+    """Latents from noise that is always the same, all of them by the concept if there is one."""
     given = dict(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="latent")
+    given |= dict(base_guidance=False)
     return pipe(prompt, **given | settings).images
 
 

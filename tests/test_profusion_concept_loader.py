@@ -139,6 +139,12 @@ def test_base_guidance_leaves_null_and_class_rows_to_the_base(learnt):
     assert (sample(pipe, **scales, **size) - expected).abs().max() > 0.003
 
 
+@pytest.mark.parametrize(("mode", "by_the_base"), [("ada", True), ("full", False)])
+def test_the_base_guides_where_a_concept_lets_it(pipe, learnt, mode, by_the_base):
+    pipe.load_concept(learnt[mode])
+    assert torch.equal(sample(pipe, base_guidance=None), sample(pipe, base_guidance=by_the_base))
+
+
 def test_base_guidance_without_subject_rows_is_the_base_bit_for_bit(pipe, learnt):
     settings = dict(guidance_scale=0.0, num_fusion_steps=0)
     base = sample(pipe, subject=learnt["ada"], class_noun="man", **settings)
@@ -249,7 +255,7 @@ def test_where_only_the_code_of_a_repository_is(pipe, learnt, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Customising needs more than the pipeline's own files: `pip install" in done.stdout
     pipe.load_concept(learnt["ada"])
-    assert torch.equal(torch.load(tmp_path / "latents.pt", weights_only=True), sample(pipe))
+    assert torch.equal(torch.load(tmp_path / "latents.pt", weights_only=True), sample(pipe, base_guidance=None))
 
 
 def offload(pipe) -> None:

@@ -182,7 +182,8 @@ def plot(results: Results, path: Path) -> None:
     for number, variant in enumerate(name for name in VARIANTS if name != DEFAULT):
         shown = [Setting(variant=variant, steps=COMPARED_AT)]
         _draw(right, results, shown, f"{variant}, {COMPARED_AT} steps", f"C{number + 3}", "")
-    _draw(right, results, [Setting(base_guidance=True)], "∅ and C by the base", "black", "")
+    _draw(right, results, [Setting(base_guidance=True)], "100 steps, ∅ and C by the base", "black", "")
+    _draw(right, results, [Setting(sampler=MIXED, base_guidance=True)], "the same, Mixed (m = 0)", "grey", "")
     right.set(title=FUSION, xlabel="prompt")
     for axes in (left, right):
         axes.legend(fontsize=8, frameon=False)

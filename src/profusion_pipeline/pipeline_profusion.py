@@ -204,7 +204,7 @@ class ProFusionPipeline(
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         concept: str | list[str] | None = None,
-        base_guidance: bool = False,
+        base_guidance: bool | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> StableDiffusionPipelineOutput | tuple:
@@ -256,7 +256,8 @@ class ProFusionPipeline(
                 encoder, on top of `set_adapters`.
             concept: In place of `image`, the name of a loaded concept, or a list with one for each prompt. If None, and
                 neither `image` nor `subject` is given, the one that is loaded.
-            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}.
+            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}; more
+                of the person is had then for the same loss of the prompt. If None, yes, unless the concept's mode is full.
             callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
                 dictionary `tensors`, in which it may have replaced what is there. It may also set the scales of
                 [`RunningCallMixin`] for the steps that follow.
@@ -304,6 +305,8 @@ class ProFusionPipeline(
         check_not_both("image", image, "subject", subject)
         has_subject = image is not None or subject is not None
         names = self._choose_concepts(concept, len(prompts), has_subject=has_subject, base_guidance=base_guidance)
+        if base_guidance is None:
+            base_guidance = all(self.concepts[name].concept.mode == "lora" for name in names)
         if names:
             subject = [self.concepts[name].concept for name in names]
             class_noun = [one.class_noun for one in subject]

@@ -196,7 +196,7 @@ class ConceptLoaderMixin:
         return [name]
 
     def _choose_concepts(
-        self, concept: str | list[str] | None, num_prompts: int, has_subject: bool, base_guidance: bool
+        self, concept: str | list[str] | None, num_prompts: int, has_subject: bool, base_guidance: bool | None
     ) -> list[str]:
         """The concept of each prompt, or nothing where the call says otherwise who S* is."""
         if concept is None:
