@@ -256,8 +256,8 @@ class ProFusionPipeline(
                 encoder, on top of `set_adapters`.
             concept: In place of `image`, the name of a loaded concept, or a list with one for each prompt. If None, and
                 neither `image` nor `subject` is given, the one that is loaded.
-            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}; more
-                of the person is had then for the same loss of the prompt. If None, yes, unless the concept's mode is full.
+            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}:
+                more of the person for the same loss of the prompt. If None, yes, unless the concept's mode is full.
             callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
                 dictionary `tensors`, in which it may have replaced what is there. It may also set the scales of
                 [`RunningCallMixin`] for the steps that follow.
