@@ -183,10 +183,10 @@ def plot(results: Results, path: Path) -> None:
         shown = [Setting(variant=variant, steps=COMPARED_AT)]
         _draw(right, results, shown, f"{variant}, {COMPARED_AT} steps", f"C{number + 3}", "")
     _draw(right, results, [Setting(base_guidance=True)], "100 steps, ∅ and C by the base", "black", "")
-    _draw(right, results, [Setting(sampler=MIXED, base_guidance=True)], "the same, Mixed (m = 0)", "grey", "")
+    _draw(right, results, [Setting(sampler=MIXED, base_guidance=True)], "the same, Mixed (m = 0)", "navy", "")
     right.set(title=FUSION, xlabel="prompt")
-    for axes in (left, right):
-        axes.legend(fontsize=8, frameon=False)
+    left.legend(fontsize=8, frameon=False, loc="upper right")
+    right.legend(fontsize=8, frameon=False, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
