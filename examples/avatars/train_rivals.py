@@ -79,7 +79,6 @@ def train_one_promptnet(base: Path, run: Path, budget: Budget, l2: float) -> Pro
         weight_decay=WEIGHT_DECAY,
         mixed_precision="bf16",
         num_workers=budget.workers,
-        cuda_graph=torch.cuda.is_available(),
         checkpoint_every=300,
         resume=True,
     )
