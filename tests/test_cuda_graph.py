@@ -1,14 +1,12 @@
-"""What is replayed is what would have been computed; customising and training come out the same. Needs a GPU."""
+"""What is replayed is what would have been computed; customising comes out the same. Needs a GPU."""
 
 import pytest
 import torch
 
 from calls import picture
-from profusion_pipeline import CustomizeConfig, TrainingConfig
+from profusion_pipeline import CustomizeConfig
 from profusion_pipeline.cuda_graph import WARM_UP, Replayed
 from profusion_pipeline.customize import customizing
-from profusion_pipeline.trainer import train_promptnet, train_steps
-from training import short_run, start
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -68,27 +66,3 @@ def test_what_can_not_be_recorded_on_a_gpu(pipe, way):
 def test_not_on_a_cpu(pipe):
     with customizing(pipe, picture(1), CustomizeConfig(steps=1, pool_size=1)) as run:
         assert not isinstance(run.gradients, Replayed)
-
-
-@pytest.mark.parametrize("settings", [{"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}])
-def test_training_settings_that_can_not_be_recorded(settings):
-    with pytest.raises(ValueError, match="`cuda_graph` must be False with gradient accumulation or checkpointing"):
-        TrainingConfig(model="m", data="d", output="o", cuda_graph=True, **settings)
-
-
-def test_training_replayed_needs_a_gpu(folders, fresh_accelerate):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU, so nothing is refused")
-    with pytest.raises(ValueError, match="`cuda_graph` needs one process on a GPU, got 1 on cpu"):
-        train_promptnet(short_run(**folders, cuda_graph=True))
-
-
-@on_gpu
-@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_training_replayed_on_a_gpu(folders, fresh_accelerate, mixed_precision):
-    losses = {}
-    settings = dict(max_steps=8, learning_rate=3e-3, mixed_precision=mixed_precision)
-    for cuda_graph in (False, True):
-        run = start(short_run(**folders, **settings, cuda_graph=cuda_graph), cpu=False)
-        losses[cuda_graph] = [record.loss.item() for record in train_steps(run)]
-    assert losses[True] == pytest.approx(losses[False], rel=0.02)

@@ -28,7 +28,6 @@ def main(
     batch_size: int = 32,
     rate: float = 8e-4,
     workers: int = 0,
-    cuda_graph: bool = False,
 ) -> Path:
     """Train on `work/{vae, text_encoder, tokenizer, unet, scheduler, image_encoder, feature_extractor}`."""
     folder = work / f"portraits_{count}"
@@ -51,7 +50,6 @@ def main(
         ema_decay=0.999,
         mixed_precision="bf16",
         num_workers=workers,
-        cuda_graph=cuda_graph,
         checkpoint_every=300,
         resume=True,
     )
@@ -66,5 +64,4 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead")
-    parser.add_argument("--cuda-graph", action="store_true", help="on a GPU: record a step's kernels and replay them")
     main(**vars(parser.parse_args()))

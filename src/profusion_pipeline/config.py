@@ -151,12 +151,6 @@ class TrainingConfig:
     gradient_checkpointing: bool = setting(
         False, help="Recompute activations in the backward pass: less memory, about a third slower.", resumable=True
     )
-    cuda_graph: bool = setting(
-        False,
-        help="Record the kernels of the fourth step on a GPU and replay them: several times faster where small models "
-        "or batches leave the GPU waiting. For one process, without gradient accumulation or checkpointing.",
-        resumable=True,
-    )
     seed: int = setting(0, help="Decides order, noise, timesteps and a new PromptNet's first weights.", minimum=0)
 
     # Keeping and showing
@@ -223,12 +217,6 @@ class TrainingConfig:
         if self.horizontal_flip and self.cache_latents:
             raise ValueError(
                 "`horizontal_flip` must be False with cache_latents=True, which encodes each picture once."
-            )
-        if self.cuda_graph and (self.gradient_accumulation_steps > 1 or self.gradient_checkpointing):
-            raise ValueError(
-                "`cuda_graph` must be False with gradient accumulation or checkpointing, got "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} and "
-                f"gradient_checkpointing={self.gradient_checkpointing}."
             )
         if self.push_to_hub != bool(self.hub_model_id):
             raise ValueError(

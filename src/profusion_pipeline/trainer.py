@@ -7,7 +7,7 @@ pictures and signals. The objective is in `losses.py`; what sample number n is, 
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 
 from .checkpoints import list_checkpoints
 from .config import TrainingConfig
-from .cuda_graph import Replayed
 from .data import NoiseDraws, batch_numbers, draw_noise, load_batches
 from .losses import promptnet_loss
 from .modeling_promptnet import PromptNet
@@ -90,27 +89,25 @@ def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
     )
     draws = load_batches(draw, again, ahead=config.num_workers > 0, pin_memory=accelerator.device.type == "cuda")
     batches = zip(run.source.batches(numbers), draws, strict=True)
-    gradients = partial(_gradients, run)
-    if config.cuda_graph:
-        gradients = Replayed(gradients)
     while run.step < config.max_steps:
         started = time.perf_counter()
         learning_rate = run.lr_scheduler.get_last_lr()[0]
-        losses = [_learn(run, gradients, *next(batches)) for _ in range(config.gradient_accumulation_steps)]
+        losses = [_learn(run, *next(batches)) for _ in range(config.gradient_accumulation_steps)]
         if run.ema:
             run.ema.step(run.promptnet.parameters())
         run.step += 1
         yield TrainingStep(run.step, sum(losses) / len(losses), learning_rate, time.perf_counter() - started)
 
 
-def _learn(run: TrainingRun, gradients: Callable[..., torch.Tensor], batch: Batch, draws: NoiseDraws) -> torch.Tensor:
+def _learn(run: TrainingRun, batch: Batch, draws: NoiseDraws) -> torch.Tensor:
     """Forward and backward pass of one batch; the optimiser's step if it is the last of an accumulation."""
     config, accelerator = run.config, run.accelerator
     # As they lie in memory: half as much to copy where it is half precision.
     batch = Batch(*(part.to(accelerator.device, non_blocking=True).float() for part in batch))
     draws = NoiseDraws(*(part.to(accelerator.device, non_blocking=True) for part in draws))
     with accelerator.accumulate(run.promptnet):
-        loss = gradients(
+        loss = _gradients(
+            run,
             latents=batch.mean + batch.std * draws.posterior_noise,
             reference_latents=batch.reference_latents,
             image_states=batch.image_states,
@@ -122,15 +119,12 @@ def _learn(run: TrainingRun, gradients: Callable[..., torch.Tensor], batch: Batc
         run.optimizer.step()
         if accelerator.sync_gradients:
             run.lr_scheduler.step()
-        if not config.cuda_graph:  # a recording writes gradients anew, where it has always written them
-            run.optimizer.zero_grad()
+        run.optimizer.zero_grad()
     return loss
 
 
 def _gradients(run: TrainingRun, **pairs: torch.Tensor) -> torch.Tensor:
     components = run.components
-    if run.config.cuda_graph:
-        run.optimizer.zero_grad()
     with run.accelerator.autocast(), _attention_kernel(run.accelerator):
         loss = promptnet_loss(components.unet, components.text_encoder, run.promptnet, **pairs, **run.constants).loss
     run.accelerator.backward(loss)
@@ -197,8 +191,6 @@ def train_promptnet(config: TrainingConfig) -> Path:
         project_dir=output,
     )
     _refuse_missing_processes(accelerator)
-    if config.cuda_graph:
-        _refuse_cuda_graph(accelerator)
     if config.push_to_hub and accelerator.is_main_process:
         _make_repository(config.hub_model_id)
     run = TrainingRun(config, accelerator)
@@ -239,13 +231,6 @@ def train_promptnet(config: TrainingConfig) -> Path:
         _publish(config, promptnet_folder)
     accelerator.end_training()
     return promptnet_folder
-
-
-def _refuse_cuda_graph(accelerator: Accelerator) -> None:
-    if accelerator.device.type != "cuda" or accelerator.num_processes > 1:
-        raise ValueError(
-            f"`cuda_graph` needs one process on a GPU, got {accelerator.num_processes} on {accelerator.device.type}."
-        )
 
 
 def _refuse_missing_processes(accelerator: Accelerator) -> None:
