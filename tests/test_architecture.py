@@ -61,6 +61,7 @@ LAYERS = {
     "evaluation/subjects": 2,
     "evaluation/measures": 3,
     "evaluation/systems": 5,
+    "evaluation/profusion_system": 6,
     "evaluation/rival_parts": 5,
     "evaluation/e4t": 6,
     "evaluation/baselines": 7,

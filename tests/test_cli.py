@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from profusion_pipeline import CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
-from profusion_pipeline.cli import build_parser, call_flags, customize_config, evaluation_config, main, training_config
+from profusion_pipeline.cli import build_parser, call_flags, config_of, main
+from profusion_pipeline.evaluation.settings import EvaluationConfig
 from tiny import make_components
 
 COMMANDS = ["demo", "generate", "customize", "evaluate", "train", "convert", "export", "push"]
@@ -352,7 +353,7 @@ def test_training_config():
     words = ["train", "--model", "m", "--data", "d", "--output", "o", "--learning-rate", "1e-4", "--no-cache-latents"]
     words += ["--snr-gamma", "5", "--validation-every", "10", "--validation-images", "a.png", "b.png"]
     words += ["--validation-prompts", "S* on a hat"]
-    assert training_config(build_parser().parse_args(words)) == TrainingConfig(
+    assert config_of(build_parser().parse_args(words), TrainingConfig) == TrainingConfig(
         model="m",
         data="d",
         output="o",
@@ -440,7 +441,9 @@ def test_customize_reads_the_mask(customize, photo, capsys):
 
 def test_customize_config():
     words = ["customize", "--model", "m", "--image", "f", "--out", "o", "--mode", "full", "--flip", "--rotation", "5"]
-    assert customize_config(build_parser().parse_args(words)) == CustomizeConfig(mode="full", flip=True, rotation=5.0)
+    assert config_of(build_parser().parse_args(words), CustomizeConfig) == CustomizeConfig(
+        mode="full", flip=True, rotation=5.0
+    )
 
 
 # evaluate
@@ -523,5 +526,5 @@ def test_rows_of_another_run_are_not_mixed(evaluate, capsys):
 
 def test_evaluation_config():
     words = "evaluate --output out --questions 1 5 --worker 1 --workers 2 --pool-size 1".split()
-    config = evaluation_config(build_parser().parse_args(words))
+    config = config_of(build_parser().parse_args(words), EvaluationConfig)
     assert (config.questions, config.share, config.pool_size) == ((1, 5), (1, 2), 1)

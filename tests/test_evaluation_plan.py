@@ -60,7 +60,7 @@ def test_of_fusion_one_thing_is_varied_at_a_time():
         changed = {name for name in ours if ours[name] != theirs[name]} - {"num_inference_steps"}
         if cell.curve == "part of the steps":
             assert changed <= {"fusion_start", "fusion_end"}
-        elif cell.curve == "∅ and C by the base":
+        elif cell.curve == "∅ and C by the customised model":
             assert changed - {"num_fusion_steps"} == {"base_guidance"}
         else:
             assert len(changed) == (cell.reference is not None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from evaluations import LEARNING, QUICK, WORDS, Colours, make_subjects, quick_cells
 from profusion_pipeline.evaluation.baselines import SYSTEMS, get_system
@@ -95,6 +96,20 @@ def test_systems_begin_with_the_same_noise_and_see_their_subject(pipe, whole):
     assert found["colour identity"] == pytest.approx(image.mean(), abs=2e-3)
 
 
+def test_mixed_precision_is_for_drawing_alone(pipe, whole, tmp_path):
+    """What is learnt is the same to the bit; pictures are those of autocast."""
+    list(evaluate(pipe, QUICK, make_subjects(), [Colours()], quick_cells(), tmp_path, **WORDS, mixed_precision="bf16"))
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        there, here = load_file(whole[0] / file.relative_to(tmp_path)), load_file(file)
+        assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)
+    found, full = scores(tmp_path), scores(whole[0])
+    pairs = np.array([[list(values.values()) for values in (found[key][0], full[key][0])] for key in full])  # [P, 2, C]
+    differences = abs(pairs[:, 0] - pairs[:, 1])
+    assert 0 < differences.mean() < 0.02
+
+
 def test_two_workers_share_a_run(pipe, whole, tmp_path):
     for worker in (1, 0):
         run = evaluate(
@@ -171,6 +186,7 @@ def test_another_model_is_another_run(whole):
         ({"subjects": [make_subjects(4)[3], *make_subjects()[1:]]}, None),  # somebody else is welcome
         ({"class_noun": "a dog"}, "class_noun"),
         ({"learning_prompt": "a picture of S*"}, "learning_prompt"),
+        ({"mixed_precision": "bf16"}, "mixed_precision"),
     ],
 )
 def test_other_settings_are_another_run(pipe, whole, changes, name):

@@ -15,28 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study import DOCUMENT, Avatars
+from study import DEFAULTS, DOCUMENT, Avatars
 from tqdm import tqdm
 
 from profusion_pipeline import load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, FOLDER
 from profusion_pipeline.evaluation.baselines import get_system
 from profusion_pipeline.evaluation.plan import Cell, steps_within
+from profusion_pipeline.evaluation.profusion_system import ProFusion
 from profusion_pipeline.evaluation.report import Scores, fill_marks, markdown
 from profusion_pipeline.evaluation.rows import Setting, learning_text, read_rows
 from profusion_pipeline.evaluation.run import evaluate
 from profusion_pipeline.evaluation.systems import Sampling, System
 
 COLUMNS = Avatars.columns
-# Learning: rates x steps, at batches that make a step of each system about as dear.
+# Learning: rates x steps. The most steps of each take about ten seconds of one CPU core.
 LEARNING = {
-    "Textual Inversion": ((3e-3, 3e-2), (100, 200)),
-    "DreamBooth LoRA": ((2e-3, 6e-3), (50, 100)),
-    "DreamBooth": ((1e-4, 4e-4), (50, 100)),
-    "E4T": ((1e-4, 1e-3), (10, 30)),
-    "ProFusion": ((3e-4, 1e-3), (50, 100)),
+    "Textual Inversion": ((1e-2, 3e-2), (40, 80)),
+    "DreamBooth LoRA": ((2e-3, 6e-3), (15, 30)),
+    "DreamBooth": ((1e-4, 4e-4), (15, 30)),
+    "E4T": ((1e-4, 1e-3), (8, 16)),
+    "ProFusion": ((3e-4, 1e-3), (25, 50)),
 }
-GUIDANCE = (0.6, 1.2)  # factors, for each of these
+GUIDANCE = (0.75, 1.5)  # factors, for each of these
 BASE_GUIDANCE = (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)
 # ω_1, ω_2, ω_f, γ: the first is the call's default; the last was the best when the demo model was made.
 CALLS = (
@@ -50,6 +51,8 @@ CALLS = (
     (5.0, 2.5, 2.5, 0.8),
 )
 CALL = ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "fusion_subject_scale")
+SYMBOLS = ("ω_1", "ω_2", "ω_f", "γ")
+SCALE, OURS = 5.0, dict(zip(CALL, CALLS[-1], strict=True))  # what the factors of guidance multiply
 PROMPTNETS = ("PromptNet", "PromptNet, L2")
 NAMES = ("Stable Diffusion", *LEARNING, *PROMPTNETS)
 
@@ -70,15 +73,18 @@ class Trial:
 
     @property
     def label(self) -> str:
-        said = {**self.learning, **getattr(self.system, "call", {})} if self.name in PROMPTNETS else self.learning
-        guidance = {} if self.name in PROMPTNETS else {"guidance": f"x {self.guidance:g}"}
-        return ", ".join(f"{name} {value}" for name, value in {**said, **guidance}.items())
+        if self.name in PROMPTNETS:
+            said = zip(SYMBOLS, self.system.call.values(), strict=True)
+        else:
+            said = (self.learning | {"guidance": f"x {self.guidance:g}"}).items()
+        return ", ".join(f"{name} {value}" for name, value in said)
 
 
 def trials(weights: Path | None, names: tuple[str, ...] = NAMES) -> Iterator[Trial]:
     """Eight of each system."""
     for name in names:
         system = get_system(name, demo=True, weights=weights)
+        system = replace(system, **({"call": OURS} if isinstance(system, ProFusion) else {"guidance_scale": SCALE}))
         if name in PROMPTNETS:
             for number, call in enumerate(CALLS):
                 variant = replace(system, name=f"{name} {number}", call=dict(zip(CALL, call, strict=True)))
@@ -112,8 +118,8 @@ def main(
     weights: Path | None = Path("outputs/avatars/rivals"),
     work: Path = Path("outputs/tuning"),
     model: Path = FOLDER / "model",
-    people: int = 12,
-    rows: int = 75,
+    people: int = 4,
+    rows: int = DEFAULTS["unet_rows"],
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     systems: tuple[str, ...] = NAMES,
     worker: int = 0,
@@ -132,6 +138,8 @@ def main(
         cells,
         work,
         **shared,
+        batch_size=DEFAULTS["batch_size"],
+        mixed_precision=DEFAULTS["mixed_precision"],
         worker=worker,
         workers=workers,
     )
@@ -147,8 +155,8 @@ if __name__ == "__main__":
     parser.add_argument("--weights", type=Path, default=Path("outputs/avatars/rivals"), help="pre-trained rivals")
     parser.add_argument("--work", type=Path, default=Path("outputs/tuning"), help="folder for rows and what was learnt")
     parser.add_argument("--model", type=Path, default=FOLDER / "model", help="a ProFusion folder")
-    parser.add_argument("--people", type=int, default=12, help="validation people, ten prompts each")
-    parser.add_argument("--rows", type=int, default=75, help="UNet rows that a picture may take")
+    parser.add_argument("--people", type=int, default=4, help="validation people, ten prompts each")
+    parser.add_argument("--rows", type=int, default=DEFAULTS["unet_rows"], help="UNet rows that a picture may take")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where it is run")
     parser.add_argument("--systems", nargs="+", default=NAMES, choices=NAMES, help="which to try")
     parser.add_argument("--worker", type=int, default=0, help="which share of the people")

@@ -12,12 +12,14 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from .config import CustomizeConfig, TrainingConfig
 from .evaluation.settings import EvaluationConfig
 from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
 
 PACKAGE = Path(__file__).parent
+Config = TypeVar("Config", TrainingConfig, CustomizeConfig, EvaluationConfig)
 
 # Parameters of the call that say in which form Python gets the answer, or that a command of its own stands for.
 NOT_FLAGS = {"image", "concept", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
@@ -119,7 +121,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _customize(args: argparse.Namespace) -> None:
-    config = customize_config(args)
+    config = config_of(args, CustomizeConfig)
     out = Path(args.out)
     if out.exists() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
@@ -135,7 +137,7 @@ def _customize(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    config = evaluation_config(args)
+    config = config_of(args, EvaluationConfig)
 
     from .evaluation.study import evaluate_folder
 
@@ -144,7 +146,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = training_config(args)
+    config = config_of(args, TrainingConfig)
 
     from .trainer import train_promptnet
 
@@ -175,31 +177,12 @@ def _push(args: argparse.Namespace) -> None:
     print(push_pipeline(_folder_of(args.source), args.repo_id, **given))
 
 
-def training_config(args: argparse.Namespace) -> TrainingConfig:
-    """The settings that the words of `profusion train` stand for.
+def config_of(args: argparse.Namespace, kind: type[Config]) -> Config:
+    """The settings that the words of `profusion train`, `customize` or `evaluate` stand for.
 
     Args:
         args: What the parser made of them.
-
-    Returns:
-        The config; its own defaults stand wherever no flag was given.
-
-    Raises:
-        SystemExit: 2, if a number is out of range or words contradict each other.
-
-    Example:
-        >>> words = ["train", "--model", "base", "--data", "portraits", "--output", "runs/first", "--seed", "7"]
-        >>> training_config(build_parser().parse_args(words)).seed
-        7
-    """
-    return _config(args, TrainingConfig)
-
-
-def customize_config(args: argparse.Namespace) -> CustomizeConfig:
-    """The settings that the words of `profusion customize` stand for.
-
-    Args:
-        args: What the parser made of them.
+        kind: `TrainingConfig`, `CustomizeConfig` or `EvaluationConfig`.
 
     Returns:
         The config; its own defaults stand wherever no flag was given.
@@ -209,33 +192,9 @@ def customize_config(args: argparse.Namespace) -> CustomizeConfig:
 
     Example:
         >>> words = ["customize", "--model", "demo", "--image", "me.png", "--out", "my-concept", "--steps", "50"]
-        >>> customize_config(build_parser().parse_args(words)).steps
+        >>> config_of(build_parser().parse_args(words), CustomizeConfig).steps
         50
     """
-    return _config(args, CustomizeConfig)
-
-
-def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
-    """The settings that the words of `profusion evaluate` stand for.
-
-    Args:
-        args: What the parser made of them.
-
-    Returns:
-        The config; its own defaults stand wherever no flag was given.
-
-    Raises:
-        SystemExit: 2, if a number is out of range or words contradict each other.
-
-    Example:
-        >>> words = ["evaluate", "--model", "demo", "--output", "runs/study", "--metrics", "sface", "clip-rn50"]
-        >>> evaluation_config(build_parser().parse_args(words)).metrics
-        ('sface', 'clip-rn50')
-    """
-    return _config(args, EvaluationConfig)
-
-
-def _config(args: argparse.Namespace, kind: type):
     given = given_flags(args, flags_of_dataclass(kind))
     try:
         return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})

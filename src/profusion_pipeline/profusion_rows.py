@@ -84,11 +84,13 @@ class ReferenceRows:
         def rows(name: str) -> torch.Tensor:
             if not owner:
                 return like.new_zeros(0)
-            return torch.stack([getattr(subjects[p], name)[r] for p, r in zip(prompts, references, strict=True)])
+            each = zip(prompts, references, strict=True)
+            # A concept's are float16, which autocast on a CPU can't stack.
+            return torch.stack([getattr(subjects[p], name)[r].to(like) for p, r in each])
 
         return cls(
-            latents=rows("latents").to(like),
-            image_states=rows("image_states").to(like),
+            latents=rows("latents"),
+            image_states=rows("image_states"),
             input_ids=input_ids[prompts].to(like.device),
             positions=positions[prompts].to(like.device),
             owner=torch.tensor(owner, dtype=torch.long, device=like.device),

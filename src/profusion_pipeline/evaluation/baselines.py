@@ -12,13 +12,13 @@ from torch import nn
 
 from ..config import CustomizeConfig
 from ..customize import Learning
-from ..demo import DEMO_SETTINGS
 from ..learning_weights import adapters, only_learning
 from ..pipeline_profusion import ProFusionPipeline
 from ..profusion_adapters import base_weights, changed_weights
 from ..subject_pool import EncodedPool, encode_pictures
 from ..subject_prompt import encode_texts
 from .e4t import E4T
+from .profusion_system import ProFusion
 from .rival_parts import (
     ATTENTION,
     WordPrompts,
@@ -29,7 +29,7 @@ from .rival_parts import (
     noun_vector,
     word_prompts,
 )
-from .systems import Learnt, ProFusion, Sampling, StableDiffusion, System
+from .systems import Learnt, Sampling, StableDiffusion, System
 
 
 class _WordLearning(Learning):
@@ -211,24 +211,36 @@ SYSTEMS: Mapping[str, System] = {
     )
 }
 
-_CALL = {"call": {name: value for name, value in DEMO_SETTINGS.items() if name != "class_noun"}}
-# For the demo model: what differs.
+
+def _call(subject: float, text: float, fusion: float, subject_scale: float) -> dict[str, dict[str, float]]:
+    return {
+        "call": {
+            "guidance_scale": subject,
+            "class_guidance_scale": text,
+            "fusion_guidance_scale": fusion,
+            "fusion_subject_scale": subject_scale,
+        }
+    }
+
+
+_CUSTOMISED = _call(3.75, 2.5, 1.875, 0.8) | {"learning": {"steps": 50, "learning_rate": 1e-3}}
+# "z" is a token of the demo model's vocabulary that none of its captions has.
+_RARE = {"rare_word": "z", "num_class_pictures": 12}
+# For the demo model: what differs, the best of eight trials each (examples/avatars/tune_systems.py, docs/study.md).
 _DEMO: Mapping[str, dict[str, Any]] = {
-    "Stable Diffusion": {"guidance_scale": 5.0},
-    "Textual Inversion": {"guidance_scale": 5.0, "learning": {"steps": 200, "learning_rate": 1e-2}},
-    # "z" is a token of the demo model's vocabulary that none of its captions has
-    "DreamBooth LoRA": {"guidance_scale": 5.0, "rare_word": "z", "learning": {"steps": 100, "learning_rate": 2e-3}},
-    "DreamBooth": {
-        "guidance_scale": 5.0,
-        "rare_word": "z",
-        "learning": {"mode": "full", "steps": 100, "learning_rate": 4e-4},
-    },
-    "E4T": {"guidance_scale": 5.0, "learning": {"steps": 30, "learning_rate": 1e-3, "batch_size": 16}},
+    "Stable Diffusion": {"guidance_scale": 10.0},
+    "Textual Inversion": {"guidance_scale": 7.5, "learning": {"steps": 80, "learning_rate": 1e-2}},
+    "DreamBooth LoRA": _RARE | {"guidance_scale": 7.5, "learning": {"steps": 15, "learning_rate": 6e-3}},
+    "DreamBooth": _RARE | {"guidance_scale": 3.75, "learning": {"mode": "full", "steps": 30, "learning_rate": 1e-4}},
+    "E4T": {"guidance_scale": 3.75, "learning": {"steps": 8, "learning_rate": 1e-3, "batch_size": 16}},
+    "PromptNet": _call(5.0, 2.5, 5.0, 0.4),
+    "PromptNet, plain": _call(5.0, 2.5, 5.0, 0.4),
+    "PromptNet, L2": _call(5.0, 2.5, 5.0, 0.8),
+    "ProFusion": _CUSTOMISED,
+    "ProFusion, plain": _CUSTOMISED,
+    "ProFusion, L2": _CUSTOMISED,
 }
-DEMO_SYSTEMS: Mapping[str, System] = {
-    name: replace(system, **(_CALL if isinstance(system, ProFusion) else {}) | _DEMO.get(name, {}))
-    for name, system in SYSTEMS.items()
-}
+DEMO_SYSTEMS: Mapping[str, System] = {name: replace(system, **_DEMO[name]) for name, system in SYSTEMS.items()}
 
 
 def get_system(name: str, *, demo: bool = False, weights: Path | None = None) -> System:
@@ -247,7 +259,7 @@ def get_system(name: str, *, demo: bool = False, weights: Path | None = None) ->
 
     Example:
         >>> get_system("Stable Diffusion", demo=True).guidance_scale
-        5.0
+        10.0
     """
     table = DEMO_SYSTEMS if demo else SYSTEMS
     if name not in table:

@@ -16,8 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .profusion_system import ProFusion
 from .rows import Setting, learning_text, write_whole
-from .systems import ProFusion, Sampling, System
+from .systems import Sampling, System
 
 QUESTIONS = {
     1: "Prompt and identity of the systems",
@@ -27,7 +28,7 @@ QUESTIONS = {
     5: "Schedulers and steps",
 }
 NO_FUSION = Sampling(num_fusion_steps=0)
-FACTORS = (0.5, 0.75, 1.0, 1.5)  # of guidance
+FACTORS = (1.0, 0.5, 1.5, 0.75)  # of guidance, the most telling first
 SUBJECT_SCALES = (0.2, 0.5, 1.0)  # γ
 ETAS = (0.25, 0.5, 0.75)
 FUSION_FACTORS = (0.0, 0.5, 2.0)  # of ω_f
@@ -243,7 +244,7 @@ class _Plan:
                 yield label, "", setting, ours[0] if ours and setting != ours[0] else None
 
     def question_2(self) -> Iterator[Line]:
-        for factor in sorted(FACTORS, key=lambda one: one != 1):
+        for factor in FACTORS:
             for system in self.main():
                 for label, sampling in self.usual(system):
                     yield label, f"x {factor:g}", self.setting(system, replace(sampling, guidance=factor)), None
@@ -264,10 +265,10 @@ class _Plan:
             ):
                 varied += [(symbol, f"{value:g}", replace(base, **{name: value})) for value in values]
                 varied.append((symbol, f"{own[name]:g}", base))
-            if system.learns:
+            if system.learns:  # by the base is the pipeline's own way
                 for m in (1, 0):
-                    by_base = replace(base, num_fusion_steps=m, base_guidance=True)
-                    varied.append(("∅ and C by the base", f"m = {m}", by_base))
+                    by_itself = replace(base, num_fusion_steps=m, base_guidance=False)
+                    varied.append(("∅ and C by the customised model", f"m = {m}", by_itself))
             usual = self.setting(system, base)
             for curve, label, sampling in varied:
                 setting = self.setting(system, sampling)

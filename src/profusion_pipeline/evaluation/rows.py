@@ -349,11 +349,11 @@ def _row(cells: dict[str, str]) -> Row:
 
 
 def _value(text: str, kind: Any) -> Any:
-    if kind is bool:
-        return text == "True"
     if kind in (str, int, float):
         return kind(text)
-    return float(text) if text else None  # float | None
+    if not text:
+        return None
+    return text == "True" if kind == bool | None else float(text)  # else float | None
 
 
 def _number(value: float) -> str:

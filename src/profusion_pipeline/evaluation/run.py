@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..config import CustomizeConfig
+from ..customize import PRECISION
 from ..pipeline_profusion import ProFusionPipeline
 from ..profusion_adapters import base_hash
 from ..subject_prompt import find_placeholder
@@ -71,6 +72,7 @@ def evaluate(
     worker: int = 0,
     workers: int = 1,
     batch_size: int = 10,
+    mixed_precision: str = "no",
 ) -> Iterator[Progress]:
     """Draw and measure what is not there yet, all subjects of a setting before the next setting.
 
@@ -86,6 +88,7 @@ def evaluate(
         worker: The number of this process, 0 to workers - 1.
         workers: How many processes share the run.
         batch_size: Pictures that are drawn in one call, at most.
+        mixed_precision: "no", or "fp16" or "bf16" to draw under autocast; what is learnt is learnt without.
 
     Yields:
         A [`Progress`] after each setting and group of subjects that was drawn.
@@ -112,6 +115,7 @@ def evaluate(
     about = {
         "model": base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "mixed_precision": mixed_precision,
         "class_noun": class_noun,
         "learning_prompt": learning_prompt,
         "systems": {system.name: describe(system) for system in used},
@@ -128,7 +132,7 @@ def evaluate(
     total = sum(len(one.asked) for all_of_setting in wanted.values() for one in all_of_setting)
     missing = without_rows(wanted, {row.key for row in read_rows(rows)})
     done = total - sum(len(one.asked) for all_of_setting in missing.values() for one in all_of_setting)
-    work = _Work(pipe, systems, measures, learnt, class_noun, learning_prompt, batch_size)
+    work = _Work(pipe, systems, measures, learnt, class_noun, learning_prompt, batch_size, mixed_precision)
     with RowWriter(rows, worker, columns) as writer:
         for setting, all_of_setting in missing.items():
             for group in work.groups(setting, all_of_setting):
@@ -212,6 +216,24 @@ def learn_measured(
     return learnt, {"seconds": seconds, "gib": peak.gib(), "machine": machine_name(pipe.device)}
 
 
+def autocast(device: torch.device, mixed_precision: str) -> AbstractContextManager:
+    """What pictures are drawn under.
+
+    Args:
+        device: Where.
+        mixed_precision: "no", "fp16" or "bf16".
+
+    Returns:
+        `torch.autocast`, or a context that does nothing.
+
+    Example:
+        >>> with autocast(torch.device("cpu"), "bf16"):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.bfloat16
+    """
+    return torch.autocast(device.type, PRECISION[mixed_precision]) if mixed_precision in PRECISION else nullcontext()
+
+
 def picture_generator(subject: str, prompt: str, seed: int) -> torch.Generator:
     """The random numbers of a picture, the same for every system and setting, whatever else is drawn.
 
@@ -239,6 +261,7 @@ class _Work:
     class_noun: str
     learning_prompt: str
     batch_size: int
+    mixed_precision: str
 
     def groups(self, setting: Setting, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
         """Subjects that are drawn together: as many as a batch takes, or one where the system can't."""
@@ -258,7 +281,9 @@ class _Work:
                 subjects = [group[number].subject for number in numbers]
                 keys = [(one.name, prompt, seed) for one, prompt, seed in zip(subjects, prompts, seeds, strict=True)]
                 peak, began = PeakMemory(self.pipe.device), time.perf_counter()
-                images = draw(list(prompts), [picture_generator(*key) for key in keys], setting.sampling, list(numbers))
+                generators = [picture_generator(*key) for key in keys]
+                with autocast(self.pipe.device, self.mixed_precision):
+                    images = draw(list(prompts), generators, setting.sampling, list(numbers))
                 costs += [((time.perf_counter() - began) / len(images), peak.gib())] * len(images)
                 pictures += [Picture(*each) for each in zip(images, subjects, prompts, seeds, strict=True)]
         scores = {name: values for measure in self.measures for name, values in measure(pictures).items()}

@@ -52,6 +52,9 @@ class EvaluationConfig:
     )
     seeds: int = setting(2, help="Pictures of each subject and prompt for question 1; diversity needs 2.", minimum=1)
     batch_size: int = setting(10, help="Pictures drawn in one call, at most.", minimum=1)
+    mixed_precision: str = setting(
+        "no", help="Autocast while drawing, not while learning.", choices=("no", "fp16", "bf16")
+    )
 
     # Processes
     worker: int | None = setting(
