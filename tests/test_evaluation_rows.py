@@ -120,7 +120,7 @@ def test_collected_rows_are_those_of_all_workers(tmp_path):
         with RowWriter(run, worker, COLUMNS) as writer:
             writer.add([make_row(seed=worker), make_row(SETTINGS[1], seed=worker)])
     collect_rows(run, target)
-    assert sorted(path.name for path in target.iterdir()) == ["rows.csv", "run.json"]
+    assert sorted(path.name for path in target.iterdir()) == ["rows.csv.gz", "run.json"]
     # nan is no number, so as texts
     assert list(map(repr, read_rows(target))) == list(map(repr, read_rows(run)))
     collect_rows(run, target)

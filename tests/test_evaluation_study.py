@@ -72,7 +72,7 @@ def test_tables_and_plots_are_made_from_rows_alone(folder, make_config, tmp_path
     again = redraw(tmp_path / "home", tmp_path / "elsewhere.md")
     assert again.read_text() == Path(document).read_text().replace("study_1", "elsewhere_1")
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [
-        "costs.csv", "plan.jsonl", "rows.csv", "run.json",
+        "costs.csv", "plan.jsonl", "rows.csv.gz", "run.json",
     ]  # fmt: skip
     assert list(map(repr, read_rows(tmp_path / "home"))) == list(map(repr, read_rows(tmp_path / "run" / "rows")))
 

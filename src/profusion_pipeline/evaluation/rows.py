@@ -2,11 +2,12 @@
 
 run.json      what all rows have in common; a run with anything else in it is refused
 rows-0.csv    the rows of worker 0, appended as they are finished; rows-1.csv those of worker 1, ...
-rows.csv      all of them in order, once they have been collected
+rows.csv.gz   all of them in order, once they have been collected
 """
 
 import csv
 import fcntl
+import gzip
 import io
 import json
 import os
@@ -202,8 +203,10 @@ def read_rows(folder: str | Path) -> list[Row]:
         []
     """
     rows = {}
-    for file in sorted(Path(folder).glob("rows*.csv")):
-        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    for file in sorted(Path(folder).glob("rows*.csv*")):
+        data = file.read_bytes()
+        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
+        whole = text.rpartition("\n")[0]
         for cells in csv.DictReader(io.StringIO(whole)):
             row = _row(cells)
             rows[row.key] = row
@@ -215,7 +218,7 @@ def collect_rows(folder: str | Path, target: str | Path) -> Path:
 
     Args:
         folder: Of the run.
-        target: Folder for `rows.csv` and `run.json`; made if it is not there.
+        target: Folder for `rows.csv.gz` and `run.json`; made if it is not there.
 
     Returns:
         The file.
@@ -229,13 +232,14 @@ def collect_rows(folder: str | Path, target: str | Path) -> Path:
         >>> source, target = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
         >>> open_run(source, {})
         >>> collect_rows(source, target).name
-        'rows.csv'
+        'rows.csv.gz'
     """
     about, rows = read_about(folder), read_rows(folder)
     open_run(target, about)
     columns = [*IDENTIFYING, *about.get("columns", ()), *MEASURED]
-    file = Path(target, "rows.csv")
-    write_whole(file, _lines([columns, *([_cells(row)[name] for name in columns] for row in rows)]))
+    file = Path(target, "rows.csv.gz")
+    lines = _lines([columns, *([_cells(row)[name] for name in columns] for row in rows)])
+    write_whole(file, gzip.compress(lines.encode(), mtime=0))  # the same rows are the same file
     return file
 
 
@@ -299,12 +303,12 @@ class RowWriter:
         self.file.flush()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under a name of this process's own and move it into place.
 
     Args:
         path: Where it shall be.
-        text: What it holds.
+        content: What it holds.
 
     Example:
         >>> import tempfile
@@ -314,7 +318,7 @@ def write_whole(path: Path, text: str) -> None:
         'whole'
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
 
 
