@@ -28,7 +28,7 @@ QUESTIONS = {
     5: "Schedulers and steps",
 }
 NO_FUSION = Sampling(num_fusion_steps=0)
-FACTORS = (1.0, 0.5, 1.5, 0.75)  # of guidance, the most telling first
+FACTORS = (1.0, 0.5, 1.5)  # of guidance
 SUBJECT_SCALES = (0.2, 0.5, 1.0)  # γ
 ETAS = (0.25, 0.5, 0.75)
 FUSION_FACTORS = (0.0, 0.5, 2.0)  # of ω_f
