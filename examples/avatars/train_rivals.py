@@ -152,8 +152,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step")
     parser.add_argument("--count", type=int, default=16_000, help="pictures, one of each person")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead")
-    parser.add_argument("--quick", action="store_true", help="60 steps, in WORK/quick: to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="30 steps, in WORK/quick: to see that everything runs")
     words = vars(parser.parse_args())
     if words.pop("quick"):
-        words |= dict(work=words["work"] / "quick", steps=60, batch_size=16, count=500)
+        words |= dict(work=words["work"] / "quick", steps=30, batch_size=16, count=300)
     print(main(**words))
