@@ -2,9 +2,8 @@
 
 The best of a system, by the sum of its identity and prompt scores, is what `DEMO_SYSTEMS` says of it. Systems that
 learn are tried with two rates, two lengths and two strengths of guidance; Stable Diffusion with eight strengths; a
-PromptNet with eight settings of the call, which its customised form goes on with. Rows and what was learnt are kept, so
-a run that was stopped goes on; `--worker 0 --workers 2` and `--worker 1 --workers 2` share the people. `--table` puts
-the table into `docs/study.md`.
+PromptNet with eight settings of the call. Rows and what was learnt are kept, so a run that was stopped goes on;
+`--worker 0 --workers 2` and `--worker 1 --workers 2` share the people. `--table` puts the table into `docs/study.md`.
 """
 
 import argparse
