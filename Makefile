@@ -35,7 +35,7 @@ lint: $(STAMP)
 train-demo: $(STAMP)
 	$(BIN)/python examples/avatars/make_demo_model.py
 
-# The comparison of docs/study.md, after the pre-training of the rivals: two to three hours on two CPU cores, minutes with
+# The comparison of docs/study.md, after the pre-training of the rivals: two to three hours on two CPU cores, eight minutes with
 # `make study QUICK=--quick`. Run it again after a stop and it goes on.
 STUDY := examples/avatars/study.py --weights outputs/avatars$(if $(QUICK),/quick)/rivals $(QUICK)
 study: $(STAMP)
