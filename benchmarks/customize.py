@@ -17,7 +17,7 @@ from full_size import DEVICE, DTYPES
 from random_models import SIZES, build_pipeline
 
 from profusion_pipeline import CustomizeConfig, demo_portraits, load_demo_pipeline
-from profusion_pipeline.customize import customizing
+from profusion_pipeline.customization.customize import customizing
 
 # Fields of CustomizeConfig; `dtype` is that of the weights that don't learn, `compiled` is about transformer blocks.
 MODES = {

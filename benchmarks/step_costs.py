@@ -19,7 +19,7 @@ from full_size import DEVICE, DTYPE, DTYPES, PROMPT
 from random_models import SIZES, build_pipeline
 
 from profusion_pipeline import ProFusionPipeline, demo_portraits
-from profusion_pipeline.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
+from profusion_pipeline.method.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
 
 COUNTED = ("UNet rows", "UNet calls", "PromptNet rows", "texts")
 # What the pipeline is called with.

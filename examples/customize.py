@@ -9,7 +9,7 @@ from PIL import Image
 
 from profusion_pipeline import CustomizeConfig, customizing, demo_portraits, load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, DEMO_SETTINGS
-from profusion_pipeline.reference_images import load_reference_image
+from profusion_pipeline.method.reference_images import load_reference_image
 
 PROMPTS = (
     "a portrait of S*",

@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler
 from matplotlib import pyplot
 
-from profusion_pipeline.fusion_sampling import fusion_step, guide, noise_share, renew_noise
-from profusion_pipeline.noise_levels import fusion_levels
+from profusion_pipeline.method.fusion_sampling import fusion_step, guide, noise_share, renew_noise
+from profusion_pipeline.method.noise_levels import fusion_levels
 
 SPREAD = 0.12  # of each Gaussian
 CENTERS = torch.cartesian_prod(torch.linspace(-2, 2, 29), torch.linspace(-2, 2, 29))  # [K, 2]

@@ -6,7 +6,7 @@ import torch
 from diffusers.utils.import_utils import compare_versions
 from PIL import Image
 
-from profusion_pipeline.pipeline_profusion import ProFusionPipeline
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from tiny import make_components
 
 PROMPT = "a photo of S* on the beach"

@@ -13,7 +13,7 @@ def components() -> dict:
 @pytest.fixture
 def pipe(components):
     """A tiny pipeline without progress bar."""
-    from profusion_pipeline.pipeline_profusion import ProFusionPipeline
+    from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 
     pipe = ProFusionPipeline(**components)
     pipe.set_progress_bar_config(disable=True)

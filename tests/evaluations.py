@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from profusion_pipeline.evaluation.baselines import SYSTEMS
 from profusion_pipeline.evaluation.plan import make_plan
 from profusion_pipeline.evaluation.subjects import Subject
+from profusion_pipeline.evaluation.systems.baselines import SYSTEMS
 
 LEARNING = dict(pool_size=2)
 QUICK = {name: SYSTEMS[name] for name in ("Stable Diffusion", "PromptNet")} | {

@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 
-import profusion_pipeline.trainer  # noqa: F401
+import profusion_pipeline.training.trainer  # noqa: F401
 from killing import kill_at
 from profusion_pipeline.cli import main as profusion
 

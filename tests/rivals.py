@@ -7,10 +7,10 @@ import torch
 from transformers import CLIPImageProcessor
 
 from concepts import photo, tiny_pipeline
-from profusion_pipeline.data import read_picture_folder
-from profusion_pipeline.evaluation.pretraining import pretraining_e4t
-from profusion_pipeline.evaluation.systems import Sampling
-from profusion_pipeline.picture_batches import CachedPictures, Encoders, Preprocessing
+from profusion_pipeline.evaluation.systems.pretraining import pretraining_e4t
+from profusion_pipeline.evaluation.systems.system import Sampling
+from profusion_pipeline.training.batches import CachedPictures, Encoders, Preprocessing
+from profusion_pipeline.training.data import read_picture_folder
 from tiny import make_components
 from training import write_portraits
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from profusion_pipeline import CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
 from profusion_pipeline.cli import build_parser, call_flags, config_of, main
-from profusion_pipeline.evaluation.settings import EvaluationConfig
+from profusion_pipeline.evaluation.config import EvaluationConfig
 from tiny import make_components
 
 COMMANDS = ["demo", "generate", "customize", "evaluate", "train", "convert", "export", "push"]

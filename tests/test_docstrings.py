@@ -13,7 +13,7 @@ import pytest
 from diffusers.utils import BaseOutput
 
 import profusion_pipeline
-from profusion_pipeline.flags import argument_help
+from profusion_pipeline.common.flags import argument_help
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "src" / "profusion_pipeline" / "demo" / "model" / "model_index.json"

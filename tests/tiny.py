@@ -15,7 +15,7 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from profusion_pipeline.modeling_promptnet import PromptNet
+from profusion_pipeline.method.modeling_promptnet import PromptNet
 
 # Long words first: merges apply in order, and "on" would break up "person".
 WORDS = "portrait smiling person style photo beach woman blue the and man dog hat red of in on a".split()

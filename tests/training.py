@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from profusion_pipeline.checkpoints import list_checkpoints
-from profusion_pipeline.config import TrainingConfig
-from profusion_pipeline.training_run import TrainingRun
+from profusion_pipeline.training.checkpoints import list_checkpoints
+from profusion_pipeline.training.config import TrainingConfig
+from profusion_pipeline.training.run import TrainingRun
 from tiny import make_components
 
 

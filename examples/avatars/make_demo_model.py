@@ -24,7 +24,7 @@ from world import Renderer
 
 from profusion_pipeline import ProFusionPipeline, PromptNet
 from profusion_pipeline.demo import FOLDER
-from profusion_pipeline.profusion_repository import mend_components
+from profusion_pipeline.method.repository import mend_components
 
 # Stage -> what it leaves behind when it is done.
 STAGES = {

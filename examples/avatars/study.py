@@ -21,14 +21,14 @@ from score import IDENTITY_VALUES, PROJECT, SCORER, MiniCLIP, agreement, control
 from world import PLACE_WORDS, SCENES, Portrait, Renderer
 
 from profusion_pipeline import ProFusionPipeline
-from profusion_pipeline.checkpoints import replaced_folder
+from profusion_pipeline.common.flags import add_flags, flags_of_dataclass, given_flags
 from profusion_pipeline.demo import DEMO_CUSTOMIZE
+from profusion_pipeline.evaluation.config import EvaluationConfig
 from profusion_pipeline.evaluation.encoders import Encoder
 from profusion_pipeline.evaluation.measures import Measure, Similarity
-from profusion_pipeline.evaluation.settings import EvaluationConfig
 from profusion_pipeline.evaluation.study import choose_systems, collect_run, open_model, redraw, run_study
 from profusion_pipeline.evaluation.subjects import Picture, Subject
-from profusion_pipeline.flags import add_flags, flags_of_dataclass, given_flags
+from profusion_pipeline.training.checkpoints import replaced_folder
 
 PUBLISHED, DOCUMENT = PROJECT / "docs" / "study", PROJECT / "docs" / "study.md"
 Asked = dict[str, str]

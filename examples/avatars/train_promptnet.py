@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from profusion_pipeline import TrainingConfig
-from profusion_pipeline.trainer import train_promptnet
+from profusion_pipeline.training.trainer import train_promptnet
 
 
 def write_pictures(folder: Path, images) -> None:

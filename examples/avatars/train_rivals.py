@@ -25,12 +25,12 @@ from tqdm import tqdm
 from train_promptnet import write_pictures
 
 from profusion_pipeline import PromptNet, TrainingConfig, load_demo_pipeline
-from profusion_pipeline.checkpoints import replaced_folder
-from profusion_pipeline.data import read_picture_folder
 from profusion_pipeline.demo import FOLDER
-from profusion_pipeline.evaluation.pretraining import pretraining_e4t
-from profusion_pipeline.picture_batches import CachedPictures, Encoders, Preprocessing
-from profusion_pipeline.trainer import train_promptnet
+from profusion_pipeline.evaluation.systems.pretraining import pretraining_e4t
+from profusion_pipeline.training.batches import CachedPictures, Encoders, Preprocessing
+from profusion_pipeline.training.checkpoints import replaced_folder
+from profusion_pipeline.training.data import read_picture_folder
+from profusion_pipeline.training.trainer import train_promptnet
 
 WHICH = ("e4t", "l2", "plain")
 L2 = 0.01  # weight of the squared norm of S*, and of E4T's offset

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from profusion_pipeline import load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, FOLDER
-from profusion_pipeline.evaluation.baselines import get_system
 from profusion_pipeline.evaluation.plan import Cell, steps_within
-from profusion_pipeline.evaluation.profusion_system import ProFusion
 from profusion_pipeline.evaluation.report import Scores, fill_marks, markdown
 from profusion_pipeline.evaluation.rows import Setting, learning_text, read_rows
 from profusion_pipeline.evaluation.run import evaluate
-from profusion_pipeline.evaluation.systems import Sampling, System
+from profusion_pipeline.evaluation.systems.baselines import get_system
+from profusion_pipeline.evaluation.systems.profusion import ProFusion
+from profusion_pipeline.evaluation.systems.system import Sampling, System
 
 COLUMNS = Avatars.columns
 # Learning: rates x steps. The most steps of each take about ten seconds of one CPU core.

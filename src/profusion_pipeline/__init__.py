@@ -14,34 +14,34 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .augmentation import inpainter as inpainter
-    from .config import CustomizeConfig as CustomizeConfig
-    from .config import TrainingConfig as TrainingConfig
-    from .convert import convert_checkpoint as convert_checkpoint
-    from .customize import customizing as customizing
+    from .customization.augmentation import inpainter as inpainter
+    from .customization.customize import customizing as customizing
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
-    from .hub import export_pipeline as export_pipeline
-    from .hub import push_pipeline as push_pipeline
-    from .modeling_promptnet import PromptNet as PromptNet
-    from .pipeline_profusion import ProFusionPipeline as ProFusionPipeline
-    from .profusion_concept import Concept as Concept
-    from .subject_embedding import SubjectEmbedding as SubjectEmbedding
+    from .method.concepts import Concept as Concept
+    from .method.modeling_promptnet import PromptNet as PromptNet
+    from .method.pipeline_profusion import ProFusionPipeline as ProFusionPipeline
+    from .method.subject_embedding import SubjectEmbedding as SubjectEmbedding
+    from .publishing.convert import convert_checkpoint as convert_checkpoint
+    from .publishing.export import export_pipeline as export_pipeline
+    from .publishing.export import push_pipeline as push_pipeline
+    from .training.config import CustomizeConfig as CustomizeConfig
+    from .training.config import TrainingConfig as TrainingConfig
 
 _HOME = {
-    "ProFusionPipeline": "pipeline_profusion",
-    "SubjectEmbedding": "subject_embedding",
-    "Concept": "profusion_concept",
-    "PromptNet": "modeling_promptnet",
-    "TrainingConfig": "config",
-    "CustomizeConfig": "config",
-    "customizing": "customize",
-    "inpainter": "augmentation",
-    "convert_checkpoint": "convert",
+    "ProFusionPipeline": "method.pipeline_profusion",
+    "SubjectEmbedding": "method.subject_embedding",
+    "Concept": "method.concepts",
+    "PromptNet": "method.modeling_promptnet",
+    "TrainingConfig": "training.config",
+    "CustomizeConfig": "training.config",
+    "customizing": "customization.customize",
+    "inpainter": "customization.augmentation",
+    "convert_checkpoint": "publishing.convert",
     "demo_portraits": "demo",
     "load_demo_pipeline": "demo",
-    "export_pipeline": "hub",
-    "push_pipeline": "hub",
+    "export_pipeline": "publishing.export",
+    "push_pipeline": "publishing.export",
 }
 
 __all__ = ["__version__", *_HOME]

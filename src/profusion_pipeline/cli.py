@@ -2,8 +2,8 @@
 
 Flags are not written down here: those of `generate` are read from `ProFusionPipeline.__call__` (its signature and
 docstring), those of `train`, `customize` and `evaluate` from the fields of their configs, those of `export` and `push`
-from the functions in `hub.py`. Models, torch and Pillow are imported inside the functions that need them, so that
-`--help` is instant.
+from the functions in `publishing/export.py`. Models, torch and Pillow are imported inside the functions that need them,
+so that `--help` is instant.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .config import CustomizeConfig, TrainingConfig
-from .evaluation.settings import EvaluationConfig
-from .flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
+from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
+from .evaluation.config import EvaluationConfig
+from .training.config import CustomizeConfig, TrainingConfig
 
 PACKAGE = Path(__file__).parent
 Config = TypeVar("Config", TrainingConfig, CustomizeConfig, EvaluationConfig)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from .picture_files import output_paths, write_pictures
+    from .common.picture_files import output_paths, write_pictures
 
     paths = output_paths(args.out, 1, force=args.force)
 
@@ -89,7 +89,7 @@ def _generate(args: argparse.Namespace) -> None:
     if args.concept and len(args.concept) not in (1, len(args.prompt)):
         args.refuse(f"--concept must be given once or for each of {len(args.prompt)} prompts, not {len(args.concept)}")
 
-    from .picture_files import output_paths, write_pictures
+    from .common.picture_files import output_paths, write_pictures
 
     flags = {flag.name: flag for flag in call_flags()}
     given = given_flags(args, flags.values())
@@ -98,7 +98,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     import torch
 
-    from .reference_images import load_reference_image
+    from .method.reference_images import load_reference_image
 
     references = [load_reference_image(file, name="--image") for file in args.image or ()]
     pipe = _load_pipeline(args.model, args.device, args.dtype)
@@ -126,7 +126,7 @@ def _customize(args: argparse.Namespace) -> None:
     if out.exists() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
 
-    from .reference_images import load_reference_image
+    from .method.reference_images import load_reference_image
 
     photo = load_reference_image(args.image, name="--image")
     mask = None if args.mask is None else load_reference_image(args.mask, name="--mask")
@@ -148,13 +148,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     config = config_of(args, TrainingConfig)
 
-    from .trainer import train_promptnet
+    from .training.trainer import train_promptnet
 
     print(train_promptnet(config))
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .convert import convert_checkpoint
+    from .publishing.convert import convert_checkpoint
 
     facts = convert_checkpoint(args.source, args.target, force=args.force)
     print(*facts, sep="\n", file=sys.stderr)
@@ -164,7 +164,7 @@ def _convert(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     given = given_flags(args, publishing_flags("export_pipeline"))
 
-    from .hub import export_pipeline
+    from .publishing.export import export_pipeline
 
     print(export_pipeline(_folder_of(args.source), args.target, force=args.force, **given))
 
@@ -172,7 +172,7 @@ def _export(args: argparse.Namespace) -> None:
 def _push(args: argparse.Namespace) -> None:
     given = given_flags(args, publishing_flags("push_pipeline"))
 
-    from .hub import push_pipeline
+    from .publishing.export import push_pipeline
 
     print(push_pipeline(_folder_of(args.source), args.repo_id, **given))
 
@@ -209,12 +209,12 @@ def call_flags() -> list[Flag]:
         >>> [flag.default for flag in call_flags() if flag.name == "num_inference_steps"]
         [50]
     """
-    flags = flags_of_function(PACKAGE / "pipeline_profusion.py", "ProFusionPipeline.__call__")
+    flags = flags_of_function(PACKAGE / "method" / "pipeline_profusion.py", "ProFusionPipeline.__call__")
     return [flag for flag in flags if flag.name not in NOT_FLAGS]
 
 
 def publishing_flags(function: str) -> list[Flag]:
-    """What `profusion export` and `profusion push` pass on to the functions of `hub.py`.
+    """What `profusion export` and `profusion push` pass on to the functions of `publishing/export.py`.
 
     Args:
         function: `export_pipeline`, or `push_pipeline`, which refers to it for what both take.
@@ -226,8 +226,8 @@ def publishing_flags(function: str) -> list[Flag]:
         >>> [flag.name for flag in publishing_flags("push_pipeline")][-3:]
         ['private', 'commit_message', 'create_pr']
     """
-    shared = {flag.name: flag for flag in flags_of_function(PACKAGE / "hub.py", "export_pipeline")}
-    flags = flags_of_function(PACKAGE / "hub.py", function)
+    shared = {flag.name: flag for flag in flags_of_function(PACKAGE / "publishing" / "export.py", "export_pipeline")}
+    flags = flags_of_function(PACKAGE / "publishing" / "export.py", function)
     words = ("source", "target", "repo_id", "force")
     return [shared.get(flag.name, flag) for flag in flags if flag.name not in words]
 
@@ -246,8 +246,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _load_pipeline(model: str, device: str | None, dtype: str | None):
+    from .common.open_pipeline import load_pipeline
     from .demo import load_demo_pipeline
-    from .loading import load_pipeline
 
     place = _place(device, dtype)
     return load_demo_pipeline(**place) if model == "demo" else load_pipeline(model, **place)

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..loading import load_pipeline
-from ..pipeline_profusion import ProFusionPipeline
-from ..reference_images import load_reference_image
+from ..common.open_pipeline import load_pipeline
+from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.reference_images import load_reference_image
 
 FOLDER = Path(__file__).parent
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipeline_profusion import ProFusionPipeline
-from ..subject_embedding import SubjectEmbedding
+from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.subject_embedding import SubjectEmbedding
 from . import DEMO_SETTINGS
 
 PROMPTS = (

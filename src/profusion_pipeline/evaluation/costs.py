@@ -10,12 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ..pipeline_profusion import ProFusionPipeline
+from ..method.pipeline_profusion import ProFusionPipeline
 from .machine import PeakMemory, machine_name
 from .rows import Setting, write_whole
 from .run import learn_measured, picture_generator
 from .subjects import Subject
-from .systems import System
+from .systems.system import System
 
 REPEATS = 3
 

@@ -7,7 +7,7 @@
     4          the pre-training of PromptNet; augmentation, for every system that learns; before and after customising
     5          scheduler and number of steps
 
-The sixth, what learning and drawing cost, is measured alone, by `cost.py`.
+The sixth, what learning and drawing cost, is measured alone, by `costs.py`.
 """
 
 import json
@@ -16,9 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .profusion_system import ProFusion
 from .rows import Setting, learning_text, write_whole
-from .systems import Sampling, System
+from .systems.profusion import ProFusion
+from .systems.system import Sampling, System
 
 QUESTIONS = {
     1: "Prompt and identity of the systems",
@@ -84,7 +84,7 @@ def make_plan(
         ValueError: There is no such question, or a step of a system takes more than `rows`.
 
     Example:
-        >>> from profusion_pipeline.evaluation.baselines import SYSTEMS
+        >>> from profusion_pipeline.evaluation.systems.baselines import SYSTEMS
         >>> cells = make_plan({"Stable Diffusion": SYSTEMS["Stable Diffusion"]}, questions=[1], rows=50)
         >>> cells[0].setting.sampling.num_inference_steps
         25
@@ -115,7 +115,7 @@ def steps_within(system: System, sampling: Sampling, rows: int) -> Sampling:
         ValueError: Not even one step is possible.
 
     Example:
-        >>> from profusion_pipeline.evaluation.baselines import SYSTEMS
+        >>> from profusion_pipeline.evaluation.systems.baselines import SYSTEMS
         >>> steps_within(SYSTEMS["PromptNet"], Sampling(num_fusion_steps=1), 100).num_inference_steps
         20
     """

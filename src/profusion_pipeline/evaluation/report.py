@@ -18,7 +18,7 @@ class Scores:
         rows: Of any settings.
 
     Example:
-        >>> from profusion_pipeline.evaluation.systems import Sampling
+        >>> from profusion_pipeline.evaluation.systems.system import Sampling
         >>> setting = Setting("A", "", Sampling())
         >>> rows = [Row(setting, "ada", "S*", 0, {"identity": 0.5}, 100, 1.0, 0.1, "a laptop")]
         >>> Scores(rows).estimate(setting, "identity").mean

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ..config import CustomizeConfig
-from .systems import Sampling
+from ..training.config import CustomizeConfig
+from .systems.system import Sampling
 
 PERSONAL = ("class_noun", "prompt", "seed")  # fields of a CustomizeConfig that a run, or a subject, decides
 SAMPLING = {field.name: field.type for field in fields(Sampling)}

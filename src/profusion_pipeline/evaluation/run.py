@@ -14,17 +14,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..config import CustomizeConfig
-from ..customize import PRECISION
-from ..pipeline_profusion import ProFusionPipeline
-from ..profusion_adapters import base_hash
-from ..subject_prompt import find_placeholder
+from ..customization.customize import PRECISION
+from ..method.adapters import base_hash
+from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.subject_prompt import find_placeholder
+from ..training.config import CustomizeConfig
 from .machine import PeakMemory, machine_name
 from .measures import Measure
 from .plan import Cell, save_plan, settings_of
 from .rows import Row, RowWriter, Setting, check_columns, open_run, read_rows
 from .subjects import Picture, Subject
-from .systems import DrawTogether, Learnt, System, find_weights
+from .systems.system import DrawTogether, Learnt, System, find_weights
 
 
 class Progress(NamedTuple):
@@ -177,7 +177,7 @@ def describe(system: System) -> dict[str, Any]:
         Name -> value.
 
     Example:
-        >>> from profusion_pipeline.evaluation.baselines import SYSTEMS
+        >>> from profusion_pipeline.evaluation.systems.baselines import SYSTEMS
         >>> describe(SYSTEMS["Stable Diffusion"])["guidance_scale"]
         7.5
     """

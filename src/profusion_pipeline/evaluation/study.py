@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from ..common.open_pipeline import load_pipeline
 from ..demo import load_demo_pipeline
-from ..loading import load_pipeline
-from ..pipeline_profusion import ProFusionPipeline
-from .baselines import SYSTEMS, get_system
+from ..method.pipeline_profusion import ProFusionPipeline
+from .config import EvaluationConfig
 from .costs import Cost, load_costs, measure_alone, measure_cost, save_costs
 from .measures import Measure, get_measure
 from .plan import QUESTIONS, Cell, load_plan, make_plan, save_plan
@@ -18,9 +18,9 @@ from .plots import need_matplotlib, plot_costs, plot_question
 from .report import Scores, cost_table, fill_marks, question_table
 from .rows import collect_rows, read_about, read_rows, write_whole
 from .run import evaluate
-from .settings import EvaluationConfig
 from .subjects import Subject, read_prompts, read_subjects
-from .systems import System
+from .systems.baselines import SYSTEMS, get_system
+from .systems.system import System
 
 COSTS = 6  # the question that is measured alone
 

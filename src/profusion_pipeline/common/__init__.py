@@ -1,0 +1,1 @@
+"""What several rooms need: settings, flags, files, and opening a pipeline."""

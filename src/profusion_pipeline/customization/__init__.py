@@ -1,0 +1,1 @@
+"""Bringing S* nearer to one subject, from one photo."""

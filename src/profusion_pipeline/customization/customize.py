@@ -1,0 +1,400 @@
+"""One photo -> a Concept: S* brought nearer to one subject in some hundred steps of the plain PromptNet objective.
+
+[`customize`] is the whole. [`customizing`] is its inside for whoever wants to watch, draw or stop early: it encodes a
+pool of augmented pictures once, puts weights that learn into the pipeline, and takes them out again whatever happens.
+
+Source: Zhou et al. 2023 (arXiv 2305.13579), section 3.2: no regulariser, the loss of the pre-training on augmentations
+of one picture, reference and target drawn independently.
+"""
+
+import dataclasses
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..method.adapters import base_hash
+from ..method.concepts import Concept
+from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.subject_embedding import SubjectEmbedding
+from ..method.subject_prompt import find_placeholder, tokenize_subject_prompts
+from ..training.config import CustomizeConfig
+from ..training.data import draw_noise
+from ..training.losses import promptnet_loss
+from .augmentation import Painter
+from .cuda_graph import Replayed
+from .learning_weights import LearningWeights, learning_weights, make_optimizer
+from .subject_pool import EncodedPool, Photo, augmented_pictures, encode_pictures, read_mask, read_photo
+
+PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class CustomizeStep(NamedTuple):
+    """What [`Customization.learn`] yields.
+
+    Args:
+        step: Steps done, this one included.
+        loss: Mean over the step's pairs.
+        seconds: Time that the step took.
+    """
+
+    step: int
+    loss: float
+    seconds: float
+
+
+def customize(
+    pipe: ProFusionPipeline,
+    photo: Photo,
+    config: CustomizeConfig | None = None,
+    *,
+    mask: Photo | None = None,
+    paint: Painter | None = None,
+    **settings: Any,
+) -> Concept:
+    """Bring S* nearer to the subject of one photo; also the method `customize` of a pipeline.
+
+    Args:
+        pipe: A pipeline with PromptNet and image encoder. It is left as it was, bit for bit.
+        photo: A PIL image, array, tensor or path, at least 16 pixels on each side.
+        config: All settings; the defaults if None.
+        mask: Where the subject is, a picture of the photo's size with light on the subject. A centred ellipse if None.
+        paint: What paints the background in place of `config.background`, for example [`inpainter`]'s.
+        **settings: Fields of [`CustomizeConfig`], which go before those of `config`.
+
+    Returns:
+        The concept, in float16 on the CPU.
+
+    Raises:
+        ImportError: PEFT, or bitsandbytes for the 8-bit optimiser, isn't installed.
+        TypeError: Photo, mask or a setting is of another type.
+        ValueError: Photo or mask can't be read or don't fit, a setting is out of range, or the pipeline lacks a part.
+        FloatingPointError: A loss or a learnt weight is not finite; the sentence names the step.
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+        >>> pipe = load_demo_pipeline()
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> concept = customize(pipe, demo_portraits()[0], prompt="a portrait of S*", steps=2, pool_size=2)
+        >>> pipe.load_concept(concept)
+    """
+    config = dataclasses.replace(config or CustomizeConfig(), **settings)
+    with customizing(pipe, photo, config, mask=mask, paint=paint) as run, pipe.progress_bar(total=config.steps) as bar:
+        for record in run.learn():
+            bar.set_postfix(loss=f"{record.loss:.4f}")
+            bar.update()
+        return run.concept()
+
+
+@contextmanager
+def customizing(
+    pipe: ProFusionPipeline,
+    photo: Photo,
+    config: CustomizeConfig,
+    *,
+    mask: Photo | None = None,
+    paint: Painter | None = None,
+) -> Iterator["Customization"]:
+    """A customising under way; when the block ends, by an error or Ctrl-C too, the pipeline is the one of before.
+
+    Args:
+        pipe: As of [`customize`].
+        photo: As of [`customize`].
+        config: All settings.
+        mask: As of [`customize`].
+        paint: As of [`customize`].
+
+    Yields:
+        A [`Customization`].
+
+    Raises:
+        TypeError: As of [`customize`].
+        ValueError: As of [`customize`].
+
+    Example:
+        >>> from profusion_pipeline import CustomizeConfig, demo_portraits, load_demo_pipeline
+        >>> pipe, losses = load_demo_pipeline(), []
+        >>> config = CustomizeConfig(prompt="a portrait of S*", steps=50, pool_size=2)
+        >>> with customizing(pipe, demo_portraits()[0], config) as run:
+        ...     for record in run.learn():
+        ...         losses.append(record.loss)
+        ...         if record.step == 2:
+        ...             break
+        ...     concept = run.concept()
+        >>> concept.steps, len(losses)
+        (2, 2)
+    """
+    _check_pipeline(pipe)
+    find_placeholder(config.prompt, pipe.config.placeholder)
+    photo = read_photo(photo)
+    mask = None if mask is None else read_mask(mask, photo.size)
+    if mask is not None and config.background == "keep" and paint is None:
+        raise ValueError("`mask` is given, but `background` is 'keep', which paints nothing outside of it.")
+    fingerprint = base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+    subject = pipe.encode_subject(photo)
+    height, width = (side * pipe.vae_scale_factor for side in subject.latents.shape[-2:])
+    pictures = augmented_pictures(photo, config, side=min(height, width), mask=mask, paint=paint)
+    pool = encode_pictures(pipe, pictures, height, width)
+    with ExitStack() as undo:
+        undo.callback(pipe.maybe_free_model_hooks)
+        undo.enter_context(_off_device(pipe.vae, pipe.image_encoder))
+        undo.enter_context(_gradient_checkpointing(config.gradient_checkpointing, pipe.unet, pipe.promptnet))
+        learning = undo.enter_context(learning_weights(pipe, config))
+        yield Customization(pipe, config, pool, learning, subject, fingerprint)
+
+
+class Learning(ABC):
+    """Optimiser steps on a pool of one subject's pictures. What is made smaller, `objective`, is a subclass's.
+
+    Args:
+        pipe: With the learning weights in it.
+        config: All settings.
+        pool: From which references and targets are drawn.
+        weights: What learns.
+
+    Example:
+        >>> with customizing(pipe, photo, config) as run:  # doctest: +SKIP
+        ...     for record in run.learn():
+        ...         print(record.step, record.loss)
+    """
+
+    def __init__(
+        self, pipe: ProFusionPipeline, config: CustomizeConfig, pool: EncodedPool, weights: Iterable[nn.Parameter]
+    ):
+        self.pipe, self.config, self.pool, self.weights = pipe, config, pool, list(weights)
+        self.step, self.losses = 0, []
+        self.device = pipe._execution_device
+        self.noise_schedule = dict(
+            alphas_cumprod=pipe.scheduler.alphas_cumprod.to(self.device),
+            prediction_type=pipe.scheduler.config.prediction_type,
+        )
+        self.precision = PRECISION.get(config.mixed_precision, pipe.text_encoder.dtype)  # which never learns
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.optimizer = make_optimizer(config, self.weights)
+        self.gradients = Replayed(self._gradients) if self._can_be_replayed() else self._gradients
+
+    @abstractmethod
+    def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
+        """What is made smaller: a function of `pairs` and the weights alone, as [`Replayed`] needs it.
+
+        Args:
+            **pairs: As from `draw_pairs`.
+
+        Returns:
+            The loss `[]`.
+        """
+
+    def learn(self) -> Iterator[CustomizeStep]:
+        """One optimiser step after another, up to `config.steps`; the consumer may stop when it likes.
+
+        Yields:
+            A record of each step.
+
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
+        config = self.config
+        while self.step < config.steps:
+            started = time.perf_counter()
+            first = self.step * config.batch_size
+            loss = self.learn_from(**self.draw_pairs(range(first, first + config.batch_size)))
+            self.step += 1
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss is {loss} at step {self.step} of {config.steps}, so nothing was made: try a lower "
+                    "`learning_rate`, or `mixed_precision='bf16'`."
+                )
+            self.losses.append(loss)
+            yield CustomizeStep(self.step, loss, time.perf_counter() - started)
+
+    def draw_pairs(self, numbers: Sequence[int], pool: EncodedPool | None = None) -> dict[str, torch.Tensor]:
+        """Reference, target, timestep and noise of some pairs, each drawn by its own number.
+
+        Args:
+            numbers: Of the pairs, counted over all steps.
+            pool: From which they are drawn; the subject's if None.
+
+        Returns:
+            Arguments of `promptnet_loss`, on the pipeline's device.
+        """
+        pool = pool or self.pool
+        draws = draw_noise(
+            numbers,
+            seed=self.config.seed,
+            num_timesteps=len(self.noise_schedule["alphas_cumprod"]),
+            latent_shape=tuple(pool.mean.shape[1:]),
+        )
+        generators = [np.random.default_rng((self.config.seed, number)) for number in numbers]
+        chosen = np.stack([one.integers(len(pool.mean), size=2) for one in generators])
+        target, reference = torch.from_numpy(chosen).to(self.device).unbind(1)  # [B], [B]
+        posterior_noise = draws.posterior_noise.to(self.device)
+        return dict(
+            latents=pool.mean[target] + pool.std[target] * posterior_noise,
+            reference_latents=pool.mean[reference],
+            image_states=pool.image_states[reference],
+            noise=draws.noise.to(self.device),
+            timesteps=draws.timesteps.to(self.device),
+        )
+
+    def learn_from(self, **pairs: torch.Tensor) -> float:
+        """One optimiser step on given pairs.
+
+        Args:
+            **pairs: `latents`, `reference_latents`, `image_states`, `noise` and `timesteps` of `promptnet_loss`.
+
+        Returns:
+            The loss before the step.
+        """
+        loss = self.gradients(**pairs)
+        if self.config.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.item()
+
+    def _gradients(self, **pairs: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        half = self.precision != torch.float32
+        with torch.enable_grad(), torch.autocast(self.device.type, self.precision) if half else nullcontext():
+            loss = self.objective(**pairs)
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _can_be_replayed(self) -> bool:
+        if not self.config.cuda_graph or self.device.type != "cuda":
+            return False
+        # A checkpoint asks the GPU for its random state, and off-loading (accelerate's, diffusers') moves weights.
+        layers = [layer for model in (self.pipe.unet, self.pipe.promptnet) for layer in model.modules()]
+        off_loaded = any(hasattr(layer, hook) for layer in layers for hook in ("_hf_hook", "_diffusers_hook"))
+        return not (self.config.gradient_checkpointing or off_loaded)
+
+
+class Customization(Learning):
+    """Weights that learn, and what they learn from; made by [`customizing`].
+
+    Args:
+        pipe: With the learning weights in it.
+        config: All settings.
+        pool: From which references and targets are drawn.
+        learning: What learns, as from [`learning_weights`].
+        subject: Of the photo itself, for the concept.
+        fingerprint: Of the base's weights, for the concept.
+
+    Example:
+        >>> with customizing(pipe, photo, config) as run:  # doctest: +SKIP
+        ...     for record in run.learn():
+        ...         print(record.step, record.loss)
+    """
+
+    def __init__(
+        self,
+        pipe: ProFusionPipeline,
+        config: CustomizeConfig,
+        pool: EncodedPool,
+        learning: LearningWeights,
+        subject: SubjectEmbedding,
+        fingerprint: str,
+    ):
+        super().__init__(pipe, config, pool, learning.weights.values())
+        self.learning, self.subject, self.fingerprint = learning, subject, fingerprint
+        input_ids, positions = tokenize_subject_prompts(
+            pipe.tokenizer,
+            [config.prompt],
+            placeholder=pipe.config.placeholder,
+            num_subject_tokens=pipe.promptnet.num_subject_tokens(*subject.latents.shape[-2:]),
+            pad=config.pad_prompt,
+        )  # [1, T], [1]
+        self.prompt = dict(input_ids=input_ids.to(self.device), positions=positions.to(self.device))
+
+    def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
+        """The loss of PromptNet's own training.
+
+        Args:
+            **pairs: As from `draw_pairs`.
+
+        Returns:
+            The loss `[]`.
+        """
+        pipe = self.pipe
+        return promptnet_loss(
+            pipe.unet, pipe.text_encoder, pipe.promptnet, **pairs, **self.prompt, **self.noise_schedule
+        ).loss
+
+    def concept(self) -> Concept:
+        """What was learnt so far.
+
+        Returns:
+            The concept, in float16 on the CPU.
+
+        Raises:
+            FloatingPointError: A weight is not finite.
+        """
+        changes = {}
+        for name, weight in self.learning.weights.items():
+            change = weight.detach() - self.learning.before.get(name, 0)
+            changes[name] = change.to("cpu", torch.float16)
+            if not torch.isfinite(changes[name]).all():
+                raise FloatingPointError(
+                    f"Not all of {name} are finite in float16 after step {self.step} of {self.config.steps}, so "
+                    "nothing was made: try a lower `learning_rate`."
+                )
+        name = str(self.pipe.name_or_path or "a pipeline without name")
+        return Concept(
+            **vars(self.subject.to("cpu", torch.float16)),
+            changes=changes,
+            class_noun=self.config.class_noun,
+            base_model=Path(name).name if Path(name).exists() else name,  # no folder of this machine
+            base_hash=self.fingerprint,
+            settings=dataclasses.asdict(self.config) | {"learning_rate": self.config.rate},
+            steps=self.step,
+            loss=float(np.mean(self.losses[-10:])),
+        )
+
+
+@contextmanager
+def _off_device(*models: torch.nn.Module) -> Iterator[None]:
+    places = [(model, model.device) for model in models]
+    try:
+        for model in models:
+            model.to("cpu")
+        yield
+    finally:
+        for model, device in places:
+            model.to(device)
+
+
+@contextmanager
+def _gradient_checkpointing(wanted: bool, *models: torch.nn.Module) -> Iterator[None]:
+    switched = [model for model in models if wanted and not model.is_gradient_checkpointing]
+    try:
+        for model in switched:
+            model.enable_gradient_checkpointing()
+        yield
+    finally:
+        for model in switched:
+            model.disable_gradient_checkpointing()
+
+
+def _check_pipeline(pipe: Any) -> None:
+    for name in ("promptnet", "image_encoder", "feature_extractor"):
+        if getattr(pipe, name, None) is None:
+            raise ValueError(f"Customising needs a pipeline with `{name}`, this {type(pipe).__name__} has none.")
+    for model in (pipe.unet, pipe.promptnet):
+        if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
+            raise ValueError(
+                f"Customising changes to_q, to_k and to_v, which {type(model).__name__} has fused: "
+                "`unfuse_qkv_projections()` first."
+            )
+    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"Customising needs a scheduler with alphas_cumprod, {type(pipe.scheduler).__name__} has none: "
+            "`pipe.scheduler = DDIMScheduler.from_config(...)` first."
+        )

@@ -1,0 +1,162 @@
+"""A photo -> a pool of augmented pictures of its subject, as PromptNet and UNet read them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.reference_images import load_reference_image
+from ..training.config import CustomizeConfig
+from .augmentation import PAINTERS, Painter, augment, ellipse_mask, paint_mixed
+
+Photo = Image.Image | np.ndarray | torch.Tensor | str | Path
+
+SMALLEST_SIDE = 16  # pixels
+ENCODED_AT_ONCE = 8
+
+
+class EncodedPool(NamedTuple):
+    """Pictures of one subject as PromptNet and UNet read them.
+
+    Args:
+        mean: Of the latents' posterior, scaled `[N, C, h, w]`.
+        std: Likewise `[N, C, h, w]`.
+        image_states: Vision states `[N, T, V]`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    image_states: torch.Tensor
+
+
+def read_photo(photo: Photo) -> Image.Image:
+    """The photo to customise to.
+
+    Args:
+        photo: A PIL image, array, tensor or path.
+
+    Returns:
+        RGB.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It can't be read, or is smaller than 16 pixels.
+
+    Example:
+        >>> read_photo(Image.new("L", (64, 80))).mode
+        'RGB'
+    """
+    picture = load_reference_image(photo, name="photo")
+    if min(picture.size) < SMALLEST_SIDE:
+        raise ValueError(
+            f"`photo` must be at least {SMALLEST_SIDE} pixels on each side, got {picture.width} x {picture.height}."
+        )
+    return picture
+
+
+def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
+    """The mask of the photo's subject.
+
+    Args:
+        mask: A PIL image, array, tensor or path, with light on the subject.
+        size: Width and height of the photo.
+
+    Returns:
+        Grey.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It can't be read, has another size, or is dark everywhere.
+
+    Example:
+        >>> read_mask(Image.new("L", (64, 80), 255), (64, 80)).mode
+        'L'
+    """
+    picture = load_reference_image(mask, name="mask").convert("L")
+    if picture.size != size:
+        raise ValueError(
+            f"`mask` must have the photo's size, {size[0]} x {size[1]}, got {picture.width} x {picture.height}."
+        )
+    if picture.getextrema()[1] < 128:
+        raise ValueError("`mask` must be light where the subject is, got one that is dark everywhere.")
+    return picture
+
+
+def augmented_pictures(
+    photo: Image.Image, config: CustomizeConfig, *, side: int, mask: Image.Image | None, paint: Painter | None
+) -> list[Image.Image]:
+    """The photo and `config.pool_size - 1` augmentations of it.
+
+    Args:
+        photo: RGB.
+        config: The augmentation settings are read.
+        side: To which the shorter side of the photo is scaled.
+        mask: Grey, of the photo's size; a centred ellipse if None.
+        paint: In place of `config.background`.
+
+    Returns:
+        RGB pictures, the photo first.
+
+    Example:
+        >>> photo = Image.new("RGB", (64, 80))
+        >>> [picture.size for picture in augmented_pictures(
+        ...     photo, CustomizeConfig(pool_size=2), side=32, mask=None, paint=None)]
+        [(32, 40), (32, 40)]
+    """
+    scale = side / min(photo.size)
+    size = tuple(round(length * scale) for length in photo.size)
+    picture = _to_tensor(photo.resize(size, Image.Resampling.LANCZOS))  # [3, H, W]
+    if mask is None:
+        area = ellipse_mask(*picture.shape[1:], config.ellipse)  # [1, H, W]
+    else:
+        area = _to_tensor(mask.resize(size, Image.Resampling.BILINEAR))  # [1, H, W]
+    if paint is None and config.background != "keep":
+        paint = paint_mixed if config.background == "mixed" else PAINTERS[config.background]
+    generator = torch.Generator().manual_seed(config.seed)
+    ranges = {name: getattr(config, name) for name in ("rotation", "translation", "zoom", "flip")}
+    pictures = [augment(picture, area, generator, paint=paint, **ranges) for _ in range(config.pool_size - 1)]
+    return [_to_image(one) for one in (picture, *pictures)]
+
+
+@torch.no_grad()
+def encode_pictures(pipe: ProFusionPipeline, pictures: list[Image.Image], height: int, width: int) -> EncodedPool:
+    """What VAE and vision tower say of pictures, as the pipeline prepares its references.
+
+    Args:
+        pipe: Whose models they are.
+        pictures: RGB.
+        height: To which they are scaled and cropped for the VAE.
+        width: Likewise.
+
+    Returns:
+        The pool, on the pipeline's device, in float32 unless the pipeline isn't.
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+        >>> encode_pictures(load_demo_pipeline(), demo_portraits(), 64, 64).mean.shape
+        torch.Size([4, 32, 8, 8])
+    """
+    device, means, stds, states = pipe._execution_device, [], [], []
+    for start in range(0, len(pictures), ENCODED_AT_ONCE):
+        some = pictures[start : start + ENCODED_AT_ONCE]
+        pixels = pipe.image_processor.preprocess(some, height, width, resize_mode="crop")  # [b, 3, H, W]
+        posterior = pipe.vae.encode(pixels.to(device, pipe.vae.dtype)).latent_dist
+        means.append(posterior.mean * pipe.vae.config.scaling_factor)
+        stds.append(posterior.std * pipe.vae.config.scaling_factor)
+        views = pipe.feature_extractor(some, return_tensors="pt").pixel_values
+        states.append(pipe.image_encoder(views.to(device, pipe.image_encoder.dtype)).last_hidden_state)
+    pipe.maybe_free_model_hooks()
+    return EncodedPool(torch.cat(means), torch.cat(stds), torch.cat(states))
+
+
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    array = np.asarray(picture, dtype=np.float32) / 255
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1).copy()).permute(2, 0, 1)  # [C, H, W]
+
+
+def _to_image(picture: torch.Tensor) -> Image.Image:
+    array = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)  # [H, W, 3]
+    return Image.fromarray(array.numpy())

@@ -1,0 +1,1 @@
+"""What is compared: ProFusion and its rivals behind one interface."""

@@ -1,0 +1,1 @@
+"""The method: what a Hub repository carries too, byte for byte."""

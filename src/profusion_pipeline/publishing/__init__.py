@@ -1,0 +1,1 @@
+"""Pipelines written for others: converted, exported, pushed to the Hub."""

@@ -1,0 +1,127 @@
+"""Export and push: a pipeline, or a Stable Diffusion and a PromptNet trained on it -> a repository of its own."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import create_repo, get_token
+from transformers import CLIPImageProcessor, CLIPVisionModel
+
+from ..common.open_pipeline import load_pipeline
+from ..method.call_inputs import check_components_fit
+from ..method.modeling_promptnet import PromptNet
+from ..method.pipeline_profusion import ProFusionPipeline
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def export_pipeline(
+    source: str | Path,
+    target: str | Path,
+    *,
+    promptnet: str | None = None,
+    image_encoder: str | None = None,
+    dtype: str = "float32",
+    variant: str | None = None,
+    max_shard_size: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a pipeline as a folder that loads anywhere: weights, the method's code, an index, a model card.
+
+    Args:
+        source: Folder or Hub id of a ProFusion pipeline, or of a Stable Diffusion that `promptnet` was trained with.
+        target: The folder to write; a new one appears whole or not at all.
+        promptnet: Folder or Hub id of a PromptNet that takes the place of the source's, such as what training wrote.
+        image_encoder: Folder or Hub id of the CLIP vision tower that this PromptNet reads.
+        dtype: Of the weights: float32, float16 or bfloat16.
+        variant: A word in the names of the weight files, such as fp16; loading asks for it with `variant=`.
+        max_shard_size: Largest size of a weight file, like 5GB; diffusers' own limit if not given.
+        base_model: For the model card: Hub id of the model that PromptNet was trained with.
+        license: For the model card: the Hub's word for a licence, such as openrail++.
+        force: Whether to write into a folder that exists. A model card in it and weights of other variants stay.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: `target` exists and `force` is not set.
+        ValueError: `dtype` is another word, or a component is missing or does not fit.
+        OSError: A model is not there.
+
+    Example:
+        >>> export_pipeline("stable-diffusion-2", "mine", promptnet="runs/first/promptnet")  # doctest: +SKIP
+    """
+    target = Path(target)
+    if target.exists() and not force:
+        raise FileExistsError(f"`target` must not exist yet, {str(target)!r} does: `force` writes into it.")
+    pipe = _assemble(source, promptnet, image_encoder, dtype)
+    facts = dict(base_model=base_model, license=license)
+    pipe.save_pretrained(target, variant=variant, max_shard_size=max_shard_size, **facts)
+    return target
+
+
+def push_pipeline(
+    source: str | Path,
+    repo_id: str,
+    *,
+    promptnet: str | None = None,
+    image_encoder: str | None = None,
+    dtype: str = "float32",
+    variant: str | None = None,
+    max_shard_size: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    private: bool | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload a pipeline as one commit: weights, the method's code, an index, a model card. A card there is kept.
+
+    Args:
+        source: As of [`export_pipeline`].
+        repo_id: Repository on the Hub; it is made if it is not there.
+        promptnet: As of [`export_pipeline`].
+        image_encoder: As of [`export_pipeline`].
+        dtype: As of [`export_pipeline`].
+        variant: As of [`export_pipeline`].
+        max_shard_size: As of [`export_pipeline`].
+        base_model: As of [`export_pipeline`].
+        license: As of [`export_pipeline`].
+        private: Whether a new repository is private; the account's default if not given.
+        commit_message: Of the commit.
+        create_pr: Whether to open a pull request rather than commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: There is no token for the Hub, `dtype` is another word, or a component is missing or does not fit.
+        OSError: A model is not there, or the Hub refuses.
+
+    Example:
+        >>> push_pipeline("profusion-sd2", "me/profusion-sd2")  # doctest: +SKIP
+    """
+    if get_token() is None:
+        raise ValueError("Pushing needs a token of the Hub: `hf auth login`, or HF_TOKEN in the environment.")
+    create_repo(repo_id, private=private, exist_ok=True)  # before any model is loaded: a mistyped name is told at once
+    pipe = _assemble(source, promptnet, image_encoder, dtype)
+    facts = dict(base_model=base_model, license=license, variant=variant, max_shard_size=max_shard_size)
+    return pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts).commit_url
+
+
+def _assemble(
+    source: str | Path, promptnet: str | None, image_encoder: str | None, dtype_name: str
+) -> ProFusionPipeline:
+    if dtype_name not in DTYPES:
+        raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {dtype_name!r}.")
+    dtype = getattr(torch, dtype_name)
+    parts = {}
+    if promptnet is not None:
+        parts["promptnet"] = PromptNet.from_pretrained(promptnet, torch_dtype=dtype)
+    if image_encoder is not None:
+        parts["image_encoder"] = CLIPVisionModel.from_pretrained(image_encoder, dtype=dtype)
+        parts["feature_extractor"] = CLIPImageProcessor.from_pretrained(image_encoder)
+    pipe = load_pipeline(source, dtype=dtype, device="cpu", **parts)
+    check_components_fit(pipe.components)
+    return pipe

@@ -1,0 +1,1 @@
+"""Training a PromptNet on pictures of many people."""

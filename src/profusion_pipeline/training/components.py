@@ -1,0 +1,156 @@
+"""The models of a training: the base pipeline's parts, and a PromptNet found there or begun from the UNet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import file_exists
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from ..method.modeling_promptnet import PromptNet
+from .config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainingComponents:
+    """The models of a training, in float32, all frozen but PromptNet.
+
+    Args:
+        vae: The autoencoder.
+        text_encoder: Its last hidden state is what the UNet reads.
+        tokenizer: The text encoder's.
+        unet: The UNet.
+        noise_schedule: Tells alpha_bar, number of timesteps and prediction type.
+        image_encoder: The CLIP vision tower.
+        feature_extractor: The vision tower's preprocessing.
+        promptnet: What learns.
+
+    Example:
+        >>> components = load_training_components(config)  # doctest: +SKIP
+        >>> sum(p.numel() for p in components.promptnet.parameters())  # doctest: +SKIP
+    """
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+    noise_schedule: DDPMScheduler
+    image_encoder: CLIPVisionModel
+    feature_extractor: CLIPImageProcessor
+    promptnet: PromptNet
+
+    def latent_side(self, resolution: int | None) -> int:
+        """Cells along one side of the latents of square pictures.
+
+        Args:
+            resolution: Side of the pictures in pixels; None takes the UNet's own size.
+
+        Returns:
+            The side of the latents.
+
+        Raises:
+            ValueError: `resolution` is not a multiple of the VAE's factor, or not given and unknown to the UNet.
+        """
+        if resolution is not None:
+            if resolution % self.pixels_per_latent:
+                raise ValueError(f"`resolution` must be a multiple of {self.pixels_per_latent}, got {resolution}.")
+            return resolution // self.pixels_per_latent
+        if not isinstance(self.unet.config.sample_size, int):
+            raise ValueError(f"`resolution` must be given, the UNet's sample_size is {self.unet.config.sample_size!r}.")
+        return self.unet.config.sample_size
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+
+def load_training_components(config: TrainingConfig) -> TrainingComponents:
+    """Load the base pipeline's components and its PromptNet, or start a new PromptNet from its UNet.
+
+    Args:
+        config: `model`, `image_encoder`, `seed` and the region settings are read.
+
+    Returns:
+        The components, on the CPU.
+
+    Raises:
+        ValueError: A component is missing or can't be read, the scheduler has no betas, or PromptNet doesn't fit.
+
+    Example:
+        >>> components = load_training_components(config)  # doctest: +SKIP
+    """
+    vision = dict(repository=config.image_encoder) if config.image_encoder else {}
+    with torch.random.fork_rng(devices=[]):  # some versions of the libraries draw first weights before they load others
+        unet = _load(config, UNet2DConditionModel, "unet")
+        text_encoder = _load(config, CLIPTextModel, "text_encoder")
+        image_encoder = _load(config, CLIPVisionModel, "image_encoder", **vision)
+        components = TrainingComponents(
+            vae=_load(config, AutoencoderKL, "vae"),
+            text_encoder=text_encoder,
+            tokenizer=_load(config, CLIPTokenizer, "tokenizer"),
+            unet=unet,
+            noise_schedule=_load_noise_schedule(config),
+            image_encoder=image_encoder,
+            feature_extractor=_load(config, CLIPImageProcessor, "feature_extractor", **vision),
+            promptnet=_load_or_start_promptnet(config, unet, text_encoder, image_encoder),
+        )
+    for model in (components.vae, text_encoder, unet, image_encoder):
+        model.float().eval().requires_grad_(False)
+    components.promptnet.float().train()
+    return components
+
+
+def _load(config: TrainingConfig, cls: type, name: str, repository: str | None = None) -> Any:
+    place = dict(subfolder=name) if repository is None else {}
+    repository = repository or config.model
+    if Path(repository).is_dir() and not Path(repository, *place.values()).is_dir():
+        # Asked here, because transformers makes an empty tokenizer of a folder that isn't there.
+        raise ValueError(f"`model` must come with a {name}, {repository!r} has no such folder.")
+    try:
+        return cls.from_pretrained(repository, **place)
+    except OSError as error:
+        raise ValueError(f"`model` must come with a {name}, can't load it from {repository!r}: {error}") from error
+
+
+def _load_noise_schedule(config: TrainingConfig) -> DDPMScheduler:
+    schedule = _load(config, DDPMScheduler, "scheduler")
+    settings = DDPMScheduler.load_config(config.model, subfolder="scheduler")
+    if "beta_start" not in settings:  # DDPM would take its own betas in silence
+        raise ValueError(
+            f"`model` {config.model!r} must have a scheduler with betas, {settings['_class_name']} has none."
+        )
+    return schedule
+
+
+def _load_or_start_promptnet(
+    config: TrainingConfig, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModel
+) -> PromptNet:
+    widths = dict(
+        image_embed_dim=image_encoder.config.hidden_size,
+        text_embed_dim=text_encoder.config.hidden_size,
+    )
+    if not _has_promptnet(config.model):
+        torch.manual_seed(config.seed)
+        return PromptNet.from_unet(
+            unet,
+            **widths,
+            region_kernel_size=config.region_kernel_size,
+            region_proj_channel=config.region_proj_channel,
+        )
+    promptnet = _load(config, PromptNet, "promptnet")
+    for name, width in {**widths, "in_channels": unet.config.in_channels}.items():
+        if promptnet.config[name] != width:
+            raise ValueError(
+                f"`model` {config.model!r} has a promptnet with {name}={promptnet.config[name]}, its other components "
+                f"need {width}."
+            )
+    return promptnet
+
+
+def _has_promptnet(model: str) -> bool:
+    if Path(model).is_dir():
+        return Path(model, "promptnet").is_dir()
+    return file_exists(model, "promptnet/config.json")

@@ -1,0 +1,33 @@
+import logging
+
+import pytest
+import torch
+
+from profusion_pipeline.common.open_pipeline import load_pipeline
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_model_has_the_dtype(pipe, tmp_path, stored, dtype, caplog):
+    expected = {name: model.to(stored).state_dict() for name, model in models(pipe).items()}
+    expected = {name: {key: t.to(dtype) for key, t in state.items()} for name, state in expected.items()}
+    pipe.save_pretrained(tmp_path)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        loaded = models(load_pipeline(tmp_path, dtype=dtype, device="cpu"))
+    assert loaded.keys() == expected.keys()
+    for name, model in loaded.items():
+        state = model.state_dict()
+        assert state.keys() == expected[name].keys()
+        assert all(torch.equal(t, expected[name][key]) for key, t in state.items() if t.is_floating_point()), name
+        assert {t.dtype for t in model.parameters()} == {dtype}
+    assert not caplog.records
+
+
+def models(pipe) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(OSError, match="model_index.json"):
+        load_pipeline(tmp_path, dtype=torch.float32, device="cpu")

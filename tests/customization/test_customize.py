@@ -1,0 +1,253 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+
+from concepts import QUICK, assert_same, everything, photo, sample, tiny_pipeline
+from profusion_pipeline.customization.customize import Customization, EncodedPool, customizing
+from profusion_pipeline.customization.learning_weights import learning_weights
+from profusion_pipeline.method.adapters import base_hash
+
+MODES = pytest.mark.parametrize("mode", ["lora", "full"])
+
+
+@MODES
+def test_it_learns(pipe, mode):
+    """On pairs that stay the same the loss goes down; on others it is noise at this size."""
+    with customizing(pipe, photo(), QUICK.__class__(mode=mode, learning_rate=5e-3, pool_size=2)) as run:
+        pairs = run.draw_pairs(range(4))
+        losses = [run.learn_from(**pairs) for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.01
+    assert all(later < earlier + 0.01 for earlier, later in itertools.pairwise(losses))
+
+
+@MODES
+def test_the_pipeline_is_left_as_it_was(pipe, mode):
+    before, images = everything(pipe), sample(pipe, image=photo())
+    concept = pipe.customize(photo(), QUICK, mode=mode)
+    assert_same(before, everything(pipe))
+    assert torch.equal(sample(pipe, image=photo()), images)
+    assert any(change.any() for change in concept.changes.values())
+
+
+class Stop(Exception):
+    pass
+
+
+@MODES
+@pytest.mark.parametrize("interruption", [Stop, KeyboardInterrupt, GeneratorExit])
+def test_an_interruption_leaves_it_as_it_was(pipe, mode, interruption):
+    before = everything(pipe)
+    with pytest.raises(interruption):
+        with customizing(pipe, photo(), QUICK.__class__(mode=mode, gradient_checkpointing=True)) as run:
+            next(run.learn())
+            raise interruption
+    assert_same(before, everything(pipe))
+
+
+@MODES
+def test_a_loss_that_is_not_a_number_names_the_step(pipe, mode):
+    before = everything(pipe)
+    with pytest.raises(FloatingPointError, match="The loss is (nan|inf) at step 2 of 3, so nothing was made"):
+        pipe.customize(photo(), QUICK, mode=mode, learning_rate=1e30)
+    assert_same(before, everything(pipe))
+
+
+def test_a_last_step_into_infinity_is_noticed(pipe):
+    with pytest.raises(FloatingPointError, match="are finite in float16 after step 1 of 1, so nothing was made"):
+        pipe.customize(photo(), QUICK, steps=1, learning_rate=1e30)
+
+
+@MODES
+def test_the_same_seed_gives_the_same_concept(pipe, mode):
+    first, again = (pipe.customize(photo(), QUICK, mode=mode) for _ in range(2))
+    other = pipe.customize(photo(), QUICK, mode=mode, seed=1)
+    assert all(torch.equal(change, again.changes[name]) for name, change in first.changes.items())
+    assert any(not torch.equal(change, other.changes[name]) for name, change in first.changes.items())
+
+
+def test_what_a_concept_remembers(pipe):
+    concept = pipe.customize(photo(), QUICK, rank=2)
+    subject = pipe.encode_subject(photo())
+    assert torch.equal(concept.latents, subject.latents.half())
+    assert torch.equal(concept.image_states, subject.image_states.half())
+    assert concept.base_hash == base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+    assert (concept.class_noun, concept.steps, concept.mode) == ("man", 3, "lora")
+    assert concept.settings["rank"] == 2 and concept.settings["learning_rate"] == 0.02
+    assert all(change.dtype == torch.float16 for change in concept.changes.values())
+
+
+def test_a_concept_names_no_folder_of_this_machine(pipe, tmp_path):
+    pipe.register_to_config(_name_or_path=str(tmp_path / "base"))
+    (tmp_path / "base").mkdir()
+    assert pipe.customize(photo(), QUICK, steps=1).base_model == "base"
+    pipe.register_to_config(_name_or_path="owner/base")
+    assert pipe.customize(photo(), QUICK, steps=1).base_model == "owner/base"
+
+
+def test_stopping_early_and_looking_in_between(pipe):
+    whole = pipe.customize(photo(), QUICK)
+    concepts = {}
+    with customizing(pipe, photo(), QUICK) as run:
+        for record in run.learn():
+            concepts[record.step] = run.concept()
+            assert math.isfinite(record.loss) and record.seconds > 0
+            if record.step == 2:
+                break
+        assert concepts[2].steps == 2 and list(concepts) == [1, 2]
+        assert [record.step for record in run.learn()] == [3]  # it goes on where it stopped
+        last = run.concept()
+    assert all(torch.equal(change, whole.changes[name]) for name, change in last.changes.items())
+    assert any(not torch.equal(change, concepts[2].changes[name]) for name, change in last.changes.items())
+
+
+def test_pictures_are_encoded_before_the_first_step_only(pipe):
+    calls = []
+    hooks = [
+        pipe.vae.encoder.register_forward_hook(lambda *_: calls.append("vae")),
+        pipe.image_encoder.register_forward_hook(lambda *_: calls.append("image encoder")),
+    ]
+    with customizing(pipe, photo(), QUICK) as run:
+        encoded = list(calls)
+        steps = len(list(run.learn()))
+    assert encoded and calls == encoded and steps == 3
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device that is not the CPU")
+def test_encoders_leave_the_device_while_learning(pipe):
+    pipe.to("cuda")
+    with customizing(pipe, photo(), QUICK) as run:
+        next(run.learn())
+        assert pipe.vae.device.type == pipe.image_encoder.device.type == "cpu"
+        assert pipe.unet.device.type == "cuda"
+    assert pipe.vae.device.type == pipe.image_encoder.device.type == "cuda"
+
+
+@pytest.fixture
+def numbered(pipe):
+    """A customising whose picture number i is full of i, with latents that have no spread."""
+    count = 5
+    pool = EncodedPool(
+        torch.arange(count).float()[:, None, None, None].expand(count, 4, 8, 8),
+        torch.zeros(count, 4, 8, 8),
+        torch.arange(count).float()[:, None, None].expand(count, 5, 24),
+    )
+    with learning_weights(pipe, QUICK) as learning:
+        yield Customization(pipe, QUICK, pool, learning, pipe.encode_subject(photo()), "")
+
+
+def test_reference_and_target_are_drawn_independently(numbered):
+    """Every pair of five pictures comes up about as often as any other; chi-square with 24 degrees of freedom."""
+    pairs = numbered.draw_pairs(range(2500))
+    target, reference = pairs["latents"][:, 0, 0, 0].int(), pairs["reference_latents"][:, 0, 0, 0].int()
+    assert torch.equal(pairs["image_states"][:, 0, 0].int(), reference)
+    counts = torch.bincount(5 * target + reference, minlength=25).numpy()
+    assert ((counts - 100) ** 2 / 100).sum() < 51.2  # exceeded by chance once in a thousand
+
+
+def test_a_pair_is_what_its_number_says(numbered):
+    together, alone = numbered.draw_pairs(range(4)), numbered.draw_pairs([2])
+    for name, tensor in together.items():
+        assert torch.equal(tensor[2:3], alone[name])
+
+
+def test_targets_are_samples_of_their_posterior(pipe):
+    with customizing(pipe, photo(), QUICK) as run:
+        one = run.pool._replace(std=torch.ones_like(run.pool.std))
+        run.pool = one
+        pairs = run.draw_pairs(range(300))
+        residual = pairs["latents"] - pairs["latents"].mean()
+    assert residual.std().item() > 0.9
+    assert {tuple(r.flatten().tolist()) for r in pairs["reference_latents"]} == {
+        tuple(m.flatten().tolist()) for m in one.mean
+    }
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(pipe):
+    with customizing(pipe, photo(), QUICK) as run:
+        plain = [record.loss for record in run.learn()]
+    with customizing(pipe, photo(), QUICK.__class__(**vars(QUICK) | {"gradient_checkpointing": True})) as run:
+        assert pipe.unet.is_gradient_checkpointing and pipe.promptnet.is_gradient_checkpointing
+        checkpointed = [record.loss for record in run.learn()]
+    np.testing.assert_allclose(checkpointed, plain, rtol=1e-5)
+    assert not pipe.unet.is_gradient_checkpointing and not pipe.promptnet.is_gradient_checkpointing
+
+
+@MODES
+@pytest.mark.parametrize("dtype, precision", [(torch.bfloat16, None), (torch.float32, "bf16"), (torch.float32, "fp16")])
+def test_half_precision_gives_nearly_the_same_losses(mode, dtype, precision):
+    def losses(pipe, **settings) -> list[float]:
+        with customizing(pipe, photo(), QUICK.__class__(**vars(QUICK) | settings)) as run:
+            return [record.loss for record in run.learn()]
+
+    settings = dict(mode=mode, learning_rate=1e-4)
+    reference = losses(tiny_pipeline(), **settings)
+    half = tiny_pipeline().to(dtype)
+    np.testing.assert_allclose(losses(half, mixed_precision=precision, **settings), reference, rtol=0.05)
+    assert half.unet.dtype == dtype
+
+
+def test_what_is_loaded_stays_loaded_meanwhile(pipe):
+    pipe.load_concept(pipe.customize(photo(), QUICK))
+    images = sample(pipe)
+    concept = pipe.customize(photo(24), QUICK, mode="lora", seed=5)
+    full = pipe.customize(photo(24), QUICK, mode="full", seed=5)
+    assert torch.equal(sample(pipe), images)
+    clean = tiny_pipeline()  # the loaded one had no part in what was learnt
+    assert_same(concept.changes, clean.customize(photo(24), QUICK, mode="lora", seed=5).changes)
+    assert_same(full.changes, clean.customize(photo(24), QUICK, mode="full", seed=5).changes)
+
+
+def test_settings_go_before_the_config(pipe):
+    concept = pipe.customize(photo(), QUICK, steps=1)
+    assert concept.steps == 1 and concept.class_noun == "man"
+
+
+# --- What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_base_without_promptnet(components):
+    parts = {name: part for name, part in components.items() if name not in ("promptnet", "image_encoder")}
+    base = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(ValueError, match="needs a pipeline with `promptnet`, this StableDiffusionPipeline has none"):
+        with customizing(base, photo(), QUICK):
+            pass
+
+
+def test_a_pipeline_without_image_encoder():
+    with pytest.raises(ValueError, match="needs a pipeline with `image_encoder`, this ProFusionPipeline has none"):
+        tiny_pipeline(image_encoder=None).customize(photo())
+
+
+def test_a_scheduler_without_noise_levels():
+    with pytest.raises(ValueError, match="needs a scheduler with alphas_cumprod, FlowMatchEulerDiscreteScheduler has"):
+        tiny_pipeline(scheduler=FlowMatchEulerDiscreteScheduler()).customize(photo())
+
+
+def test_a_mask_without_use(pipe):
+    with pytest.raises(ValueError, match="`mask` is given, but `background` is 'keep', which paints nothing"):
+        pipe.customize(photo(), mask=photo(), background="keep")
+
+
+def test_a_prompt_without_placeholder(pipe):
+    before = everything(pipe)
+    with pytest.raises(ValueError, match="The prompt 'a photo' holds the placeholder 'S\\*' 0 times"):
+        pipe.customize(photo(), prompt="a photo")
+    assert_same(before, everything(pipe))
+
+
+def test_a_pipeline_without_the_package(pipe, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "profusion_pipeline.customization.customize", None)
+    with pytest.raises(ImportError, match="Customising needs more than the pipeline's own files: `pip install"):
+        pipe.customize(photo())
+
+
+def test_fused_projections(pipe):
+    pipe.promptnet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="changes to_q, to_k and to_v, which PromptNet has fused"):
+        pipe.customize(photo())

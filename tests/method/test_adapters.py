@@ -1,0 +1,128 @@
+import pytest
+import torch
+from torch import nn
+
+from concepts import learn
+from profusion_pipeline.method.adapters import (
+    RowAdapters,
+    base_hash,
+    base_weights,
+    changed_weights,
+    keep_active,
+)
+from tiny import make_components
+
+
+@pytest.fixture(scope="module")
+def learnt() -> dict:
+    """Concepts made for the tiny pipeline of seed 0."""
+    return learn()
+
+
+def hash_of(pipe) -> str:
+    return base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+
+
+# --- The hash of the base -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_copies_of_one_base_in_another_precision_have_its_hash(pipe, dtype):
+    before = hash_of(pipe)
+    assert hash_of(pipe.to(dtype)) == before
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "promptnet"])
+def test_another_base_has_another_hash(pipe, component):
+    other = make_components(seed=1)[component]
+    before = hash_of(pipe)
+    setattr(pipe, component, other)
+    assert hash_of(pipe) != before
+
+
+def test_a_light_fine_tune_of_one_layer_is_another_base(pipe):
+    before = hash_of(pipe)
+    layer = pipe.unet.down_blocks[0].resnets[0].conv1
+    with torch.no_grad():
+        layer.weight += 0.02 * layer.weight.std() * torch.randn_like(layer.weight)
+    assert hash_of(pipe) != before
+
+
+def test_new_words_of_textual_inversion_leave_the_hash(pipe):
+    before = hash_of(pipe)
+    pipe.text_encoder.resize_token_embeddings(pipe.text_encoder.config.vocab_size + 2, mean_resizing=False)
+    assert hash_of(pipe) == before
+
+
+def test_adapters_leave_the_hash(pipe, learnt):
+    before = hash_of(pipe)
+    pipe.load_concept(learnt["ada"])
+    assert hash_of(pipe) == before
+
+
+def test_large_weights_are_sampled_over_their_whole_length():
+    layer, rest = nn.Linear(1000, 300, bias=False), (nn.Linear(1, 1), nn.Linear(1, 1))
+    before = base_hash(layer, *rest)
+    with torch.no_grad():
+        layer.weight[-10:] *= -1
+    assert base_hash(layer, *rest) != before
+
+
+def test_weights_that_are_not_there_can_not_be_hashed(pipe):
+    pipe.unet.to("meta")
+    with pytest.raises(ValueError, match="UNet2DConditionModel are not in memory: .* before `enable_sequential_cpu"):
+        hash_of(pipe)
+
+
+# --- Weights --------------------------------------------------------------------------------------------------------
+
+
+def test_base_weights_are_named_as_without_adapters(pipe, learnt):
+    before = {name: weight.clone() for name, weight in pipe.unet.named_parameters()}
+    pipe.load_concept(learnt["ada"])
+    after = base_weights(pipe.unet)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_base_weights_are_named_as_without_compiling():
+    layer = nn.Sequential(nn.Linear(2, 2))
+    compiled = torch.compile(layer)
+    assert "_orig_mod.0.weight" in dict(compiled.named_parameters())
+    assert base_weights(compiled).keys() == base_weights(layer).keys()
+
+
+def test_changed_weights_come_back_after_an_error():
+    layer = nn.Linear(2, 2)
+    weight, values = layer.weight.data_ptr(), layer.weight.clone()
+    with pytest.raises(RuntimeError), changed_weights(layer, {"weight": torch.ones(2, 2)}, 2.0):
+        torch.testing.assert_close(layer.weight, values + 2)
+        raise RuntimeError
+    assert layer.weight.data_ptr() == weight and torch.equal(layer.weight, values)
+
+
+# --- Rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_told_apart_and_forgotten_after_an_error(pipe):
+    """Each row is the layer's output with its adapter alone; without names the active adapters compute all."""
+    peft = pytest.importorskip("peft")
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    for name in ("one", "two"):
+        config = peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+        with keep_active(pipe.unet):
+            pipe.unet.add_adapter(config, name)
+    rows, batch = RowAdapters(), torch.randn(3, layer.to_q.in_features)
+    rows.follow(pipe.unet)
+    alone = {"__base__": layer.to_q.base_layer(batch)}
+    for name in ("one", "two"):
+        change = layer.to_q.lora_B[name](layer.to_q.lora_A[name](batch)) * layer.to_q.scaling[name]
+        alone[name] = alone["__base__"] + change
+    with pytest.raises(KeyError), rows.computed_by(("two", "__base__", "one")):
+        for i, name in enumerate(("two", "__base__", "one")):
+            torch.testing.assert_close(layer.to_q(batch)[i], alone[name][i])
+        raise KeyError
+    assert torch.equal(layer.to_q(batch), alone["__base__"])
+    rows.follow(nn.Linear(1, 1))  # elsewhere: its hooks are gone here
+    assert not layer.to_q._forward_pre_hooks

@@ -1,0 +1,509 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+
+import schedulers
+from calls import PROMPT, build, count_work, latents_of, picture, relative, seeded
+from profusion_pipeline.method.modeling_promptnet import PromptNet
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
+from tiny import LATENT_SIDE, PICTURE_SIDE, make_scheduler
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+
+# ---------------------------------------------------------------------------------------- what comes out
+
+
+def test_gives_pictures(pipe):
+    output = pipe(PROMPT, image=picture(), num_inference_steps=2, generator=seeded())
+    assert [image.size for image in output.images] == [(PICTURE_SIDE, PICTURE_SIDE)]
+    assert output.nsfw_content_detected is None
+    arrays, nsfw = pipe(
+        PROMPT, image=picture(), num_inference_steps=2, generator=seeded(), output_type="np", return_dict=False
+    )
+    assert arrays.shape == (1, PICTURE_SIDE, PICTURE_SIDE, 3) and nsfw is None
+    np.testing.assert_allclose(np.asarray(output.images[0]) / 255, arrays[0], atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prompts", [["a photo of {}"], ["a photo of {}", "{} with a red hat"]])
+@pytest.mark.parametrize("scale", [5.3, 1.0])
+def test_without_s_it_is_stable_diffusion_to_the_bit(components, prompts, scale, prediction_type):
+    components["scheduler"] = make_scheduler(prediction_type=prediction_type)
+    pipe = ProFusionPipeline(**components)
+    base = StableDiffusionPipeline(
+        **{name: components[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    shared = dict(num_inference_steps=3, output_type="np", eta=0.5, negative_prompt=["style"] * len(prompts))
+    expected = base([p.format("person") for p in prompts], guidance_scale=scale, generator=seeded(1), **shared)
+    ours = pipe(
+        [p.format("S*") for p in prompts],
+        guidance_scale=0,
+        num_fusion_steps=0,
+        class_guidance_scale=scale,
+        generator=seeded(1),
+        **shared,
+    )
+    assert np.array_equal(ours.images, expected.images)
+
+
+@pytest.mark.parametrize("variant", ["euler-a", "dpm++-sde", "heun", "unipc", "pndm"])
+def test_without_s_it_is_stable_diffusion_with_other_schedulers(components, variant):
+    components["scheduler"] = schedulers.make(variant, steps_offset=1)  # as Stable Diffusion insists
+    base = StableDiffusionPipeline(
+        **{name: components[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    expected = base("a photo of dog", 16, 16, 5, guidance_scale=4.0, generator=seeded(), output_type="latent").images
+    ours = latents_of(
+        ProFusionPipeline(**components),
+        "a photo of S*",
+        num_inference_steps=5,
+        guidance_scale=0,
+        num_fusion_steps=0,
+        class_guidance_scale=4.0,
+        class_prompt="a photo of dog",
+    )
+    assert torch.equal(ours, expected)
+
+
+def test_the_loop_is_the_equations(pipe):
+    """One step with m = 1, written out with the components."""
+    from profusion_pipeline.method.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
+
+    subject = pipe.encode_subject(picture())
+    generator = seeded(5)
+    shape = (1, 4, LATENT_SIDE, LATENT_SIDE)
+    x, z = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    pipe.scheduler.set_timesteps(3)
+    t, s = pipe.scheduler.timesteps[:2]
+    a, a_next = (pipe.scheduler.alphas_cumprod[step].item() for step in (t, s))
+
+    def text(words):
+        ids = pipe.tokenizer(words, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        return pipe.text_encoder(ids).last_hidden_state
+
+    def predict(x, context):
+        return pipe.unet(x, t, context).sample
+
+    def with_subject(x, gamma):
+        words = pipe.promptnet(subject.latents, t, subject.image_states, x).prompt_embeds
+        ids, positions = tokenize_subject_prompts(pipe.tokenizer, [PROMPT], placeholder="S*", num_subject_tokens=1)
+        states = encode_subject_prompts(pipe.text_encoder, ids, positions, words)
+        states[:, 4] *= gamma
+        return predict(x, states)
+
+    with torch.no_grad():
+        null, person = text("blue"), text("a photo of person on the beach")
+        eps = predict(x, null) + 3 * (with_subject(x, 0.6) - predict(x, null))
+        x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        k = 1 - 0.9**2 * (1 - a / a_next) / (1 - a)
+        x = a**0.5 * x0 + (1 - a) ** 0.5 * (k * eps + (1 - k**2) ** 0.5 * z)
+        base = predict(x, null)
+        eps = base + 4 * (with_subject(x, 1) - base) + 2 * (predict(x, person) - base)
+        x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
+        expected = a_next**0.5 * x0 + (1 - a_next) ** 0.5 * eps
+
+    seen = {}
+
+    def stop(pipe, i, t, tensors):
+        seen.setdefault("latents", tensors["latents"])
+        pipe._interrupt = True
+        return tensors
+
+    latents_of(
+        pipe,
+        subject=subject,
+        negative_prompt="blue",
+        generator=seeded(5),
+        guidance_scale=4,
+        class_guidance_scale=2,
+        fusion_guidance_scale=3,
+        fusion_subject_scale=0.6,
+        fusion_eta=0.9,
+        callback_on_step_end=stop,
+    )
+    assert relative(seen["latents"], expected) < 1e-5
+
+
+@pytest.mark.parametrize("variant", schedulers.VARIANTS)
+def test_runs_with_every_scheduler(variant):
+    pipe = build(scheduler=schedulers.make(variant))
+    latents = latents_of(pipe, image=picture(), num_inference_steps=6, guidance_scale=2.0, class_guidance_scale=1.5)
+    assert torch.isfinite(latents).all()
+    still = latents_of(
+        pipe, image=picture(), num_inference_steps=6, guidance_scale=2.0, class_guidance_scale=1.5, num_fusion_steps=0
+    )
+    assert relative(latents, still) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------- batches and references
+
+
+def test_a_batch_is_its_pictures_one_by_one(pipe):
+    prompts = ["a photo of S*", "S* with a red hat"]
+    images = [[picture(1), picture(2), picture(3)], picture(4)]
+    settings = dict(negative_prompt=["blue", "style"], class_noun=["dog", "woman"])
+    batch = latents_of(
+        pipe,
+        prompts,
+        image=images,
+        num_images_per_prompt=2,
+        image_weights=[[1.0, 0.5, 0.25], None],
+        generator=[seeded(i) for i in range(4)],
+        **settings,
+    )
+    for i in range(4):
+        single = latents_of(
+            pipe,
+            prompts[i // 2],
+            image=images[i // 2],
+            image_weights=[[1.0, 0.5, 0.25], None][i // 2],
+            generator=seeded(i),
+            **{name: values[i // 2] for name, values in settings.items()},
+        )
+        assert relative(batch[i : i + 1], single) < 2e-5
+
+
+def test_equal_references_are_one_reference(pipe):
+    one = latents_of(pipe, image=picture())
+    assert relative(latents_of(pipe, image=[picture()] * 3), one) < 2e-5
+    assert relative(latents_of(pipe, image=[picture(), picture(1)], image_weights=[1.0, 0.0]), one) == 0
+    assert relative(latents_of(pipe, image=[picture(), picture(1)]), one) > 1e-4
+
+
+def test_fusion_reads_proportions_and_refinement_weights(pipe):
+    pair = dict(image=[picture(1), picture(2)], class_guidance_scale=3.0)
+    fusion_only = dict(pair, guidance_scale=0.0)
+    assert torch.equal(
+        latents_of(pipe, image_weights=[1.0, 3.0], **fusion_only), latents_of(pipe, image_weights=[2, 6], **fusion_only)
+    )
+    refinement_only = dict(pair, num_fusion_steps=0)
+    assert torch.equal(
+        latents_of(pipe, image_weights=[1.0, 3.0], guidance_scale=2.0, **refinement_only),
+        latents_of(pipe, image_weights=[2.0, 6.0], guidance_scale=1.0, **refinement_only),
+    )
+
+
+def test_several_pseudo_words(pipe):
+    pipe.promptnet = PromptNet.from_unet(pipe.unet, image_embed_dim=24, region_kernel_size=1).eval()
+    latents = latents_of(pipe, image=picture(), height=32, width=16)
+    assert latents.shape == (1, 4, 16, 8) and torch.isfinite(latents).all()
+
+
+def test_texts_given_as_states(pipe):
+    expected = latents_of(pipe, image=picture(), negative_prompt="blue", class_prompt="a dog")
+
+    def states(text):
+        ids = pipe.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        return pipe.text_encoder(ids).last_hidden_state.detach()
+
+    given = dict(prompt_embeds=states("a dog"), negative_prompt_embeds=states("blue"), class_noun=None)
+    assert torch.equal(latents_of(pipe, image=picture(), **given), expected)
+
+
+# ---------------------------------------------------------------------------------------- start and randomness
+
+
+def test_order_of_draws(pipe):
+    """Initial latents, then at each step m fusion noises, then the scheduler's: with one generator for all."""
+    generator = seeded(3)
+    first = latents_of(pipe, image=picture(), generator=generator, num_fusion_steps=2, eta=1.0)
+    drawn = seeded(3)
+    shape = (1, 4, LATENT_SIDE, LATENT_SIDE)
+    initial, *_ = (torch.randn(shape, generator=drawn) for _ in range(1 + 3 * (2 + 1)))
+    assert torch.equal(generator.get_state(), drawn.get_state())  # so many draws in all
+    again = seeded(3)
+    torch.randn(shape, generator=again)
+    given = latents_of(pipe, image=picture(), latents=initial, generator=again, num_fusion_steps=2, eta=1.0)
+    assert torch.equal(given, first)
+
+
+def test_latents_are_scaled_as_the_scheduler_has_it():
+    pipe = build(scheduler=schedulers.make("euler"))
+    noise = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE, generator=seeded(3))
+    assert torch.equal(
+        latents_of(pipe, image=picture(), latents=noise, num_fusion_steps=0),
+        latents_of(pipe, image=picture(), generator=seeded(3), num_fusion_steps=0),
+    )
+
+
+@pytest.mark.parametrize("variant", ["ddim-sd", "euler", "dpm++", "heun"])
+def test_strength_starts_from_the_noised_reference(variant):
+    pipe = build(scheduler=schedulers.make(variant))
+    timesteps, states = [], []
+
+    def record(module, args):
+        states.append(args[0])
+        timesteps.append(float(args[1]))
+
+    pipe.unet.register_forward_pre_hook(record)
+    settings = dict(num_inference_steps=10, strength=0.4, num_fusion_steps=0, guidance_scale=0.0)
+    latents_of(pipe, image=picture(), generator=seeded(3), **settings)
+    pipe.scheduler.set_timesteps(10)
+    assert timesteps == pipe.scheduler.timesteps[6 * pipe.scheduler.order :].tolist()
+    noise = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE, generator=seeded(3))
+    a = schedulers_alpha_bar(timesteps[0])
+    expected = a**0.5 * pipe.encode_subject(picture()).latents + (1 - a) ** 0.5 * noise
+    assert relative(states[0][:1], expected) < 1e-3
+    given = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE)
+    states.clear()
+    latents_of(pipe, latents=given, **settings)
+    a = a if pipe.scheduler.init_noise_sigma != 1 else 1
+    assert relative(states[0][:1], given * a**0.5) < 1e-3
+
+
+def schedulers_alpha_bar(t):
+    sigmas = ((1 - make_scheduler().alphas_cumprod) / make_scheduler().alphas_cumprod).sqrt()
+    return 1 / (1 + float(np.interp(t, np.arange(1000), sigmas.numpy())) ** 2)
+
+
+# ---------------------------------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize(
+    ("m", "omega_1", "omega_2", "num_references"), list(itertools.product([0, 1, 2], [0.0, 7.0], [0.0, 5.0], [1, 3]))
+)
+def test_work_is_the_minimum(pipe, m, omega_1, omega_2, num_references):
+    counts, steps, refs = count_work(pipe), 3, num_references
+    latents_of(
+        pipe,
+        image=[picture(i) for i in range(refs)],
+        num_inference_steps=steps,
+        num_fusion_steps=m,
+        guidance_scale=omega_1,
+        class_guidance_scale=omega_2,
+    )
+    subject_predictions = m + (omega_1 > 0)
+    assert counts == dict(
+        unet_calls=steps * (m + 1),
+        unet_rows=steps * (m * (1 + refs) + 1 + (omega_2 > 0) + refs * (omega_1 > 0)),
+        promptnet_calls=steps * subject_predictions,
+        promptnet_rows=steps * refs * subject_predictions,
+        text_sequences=1 + (omega_2 > 0) + steps * refs * subject_predictions,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        (dict(num_fusion_steps=0, guidance_scale=1.0, class_guidance_scale=0.0), 1),
+        (dict(num_fusion_steps=0, guidance_scale=0.5, class_guidance_scale=0.5), 2),
+        (dict(num_fusion_steps=0, guidance_scale=0.0, class_guidance_scale=1.0), 1),
+        (dict(num_fusion_steps=0, guidance_scale=0.0, class_guidance_scale=0.0), 1),
+        (dict(num_fusion_steps=1, fusion_guidance_scale=1.0), 4),
+        (dict(num_fusion_steps=1, fusion_guidance_scale=0.0), 4),
+    ],
+)
+def test_rows_without_weight_are_not_computed(pipe, settings, rows):
+    counts = count_work(pipe)
+    latents_of(pipe, image=picture(), num_inference_steps=1, **settings)
+    assert counts["unet_rows"] == rows
+
+
+def test_fusion_in_a_part_of_the_steps(pipe):
+    settings = dict(image=picture(), num_inference_steps=4, generator=seeded(0))
+    counts, half_way = count_work(pipe), []
+
+    def keep(pipe, index, timestep, tensors):
+        half_way.append(tensors["latents"])
+        return tensors
+
+    latents_of(pipe, **settings, callback_on_step_end=keep)
+    counts.update(unet_rows=0)
+    found = latents_of(pipe, **settings | dict(generator=seeded(0)), fusion_end=0.5)
+    assert counts["unet_rows"] == 4 * 3 + 2 * 2
+    rest = latents_of(pipe, **settings, latents=half_way[1], strength=0.5, num_fusion_steps=0)
+    assert torch.equal(found, rest)
+    counts.update(unet_rows=0)
+    latents_of(pipe, **settings, fusion_start=0.5, fusion_end=0.75, num_fusion_steps=2)
+    assert counts["unet_rows"] == 4 * 3 + 1 * 4
+
+
+# ---------------------------------------------------------------------------------------- around the loop
+
+
+def test_callback_may_replace_latents(pipe):
+    seen = []
+
+    def zero(pipe, i, t, tensors):
+        seen.append((i, int(t), tuple(tensors)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    assert latents_of(pipe, image=picture(), callback_on_step_end=zero).abs().max() == 0
+    assert [index for index, *_ in seen] == [0, 1, 2] and seen[0][2] == ("latents",)
+
+
+def test_saves_and_loads(pipe, tmp_path):
+    expected = latents_of(pipe, image=picture())
+    pipe.save_pretrained(tmp_path)
+    loaded = ProFusionPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    assert loaded.config.placeholder == "S*"
+    assert torch.equal(latents_of(loaded, image=picture()), expected)
+
+
+def test_another_placeholder(components):
+    pipe = ProFusionPipeline(**components, placeholder="holder")
+    ours = latents_of(pipe, "a photo of holder on the beach", image=picture())
+    assert torch.equal(ours, latents_of(ProFusionPipeline(**components), image=picture()))
+
+
+def test_models_that_every_step_needs_are_not_shuffled(pipe):
+    assert not {"promptnet", "text_encoder"} & set(pipe.model_cpu_offload_seq.split("->"))
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def nan_like(tensor):
+    return torch.full_like(tensor, float("nan"))
+
+
+BAD = [
+    (dict(prompt="a photo"), ValueError, r"holds the placeholder 'S\*' 0 times"),
+    (dict(prompt=""), ValueError, r"The prompt '' holds the placeholder 'S\*' 0 times"),
+    (dict(prompt="S* and S*"), ValueError, r"'S\*' 2 times"),
+    (dict(prompt="dog " * 80 + "S*"), ValueError, "at token 81 .* beyond the 77 tokens"),
+    (dict(prompt=3), TypeError, "`prompt` must be a text or a list of texts, not 3"),
+    (dict(prompt=["S*", 3]), TypeError, "`prompt` must be a text or a list of texts"),
+    (dict(prompt=[]), ValueError, "`prompt` is an empty list"),
+    (dict(class_noun=None), ValueError, "`class_noun` and `class_prompt` are both None"),
+    (dict(class_noun=3), TypeError, "`class_noun` must be a text or a list of texts, not 3"),
+    (dict(class_noun=["a", "b"]), ValueError, "`class_noun` has 2 entries, but there are 1 prompts"),
+    (dict(class_prompt=["a", "b"]), ValueError, "`class_prompt` has 2 entries, but there are 1 prompts"),
+    (dict(negative_prompt=["a", "b"]), ValueError, "`negative_prompt` has 2 entries"),
+    (dict(negative_prompt=3), TypeError, "`negative_prompt` must be a text"),
+    (dict(prompt=["S*", "S*"], image=[picture()]), ValueError, "`image` has 1 entries, but there are 2 prompts"),
+    (dict(image=None), ValueError, "`image` and `subject` are both None"),
+    (dict(subject="ada"), ValueError, "`image` and `subject` are both given"),
+    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding .* not str"),
+    (dict(image=[]), ValueError, "`image` is an empty list"),
+    (dict(image="nowhere.png"), ValueError, "nowhere.png"),
+    (dict(image=3), TypeError, "int"),
+    (dict(image_weights=[-1.0]), ValueError, "`image_weights` must be a finite number of at least 0, not -1.0"),
+    (dict(image_weights=[0.0]), ValueError, "`image_weights` are all 0"),
+    (dict(image_weights=[1.0, 2.0]), ValueError, "`image_weights` has 2 entries, but there are 1 references"),
+    (dict(image_weights=["a"]), TypeError, "`image_weights` must be a number, not 'a'|for each reference"),
+    (dict(image_weights=1.0), TypeError, "`image_weights` must have a number for each reference, not 1.0"),
+    (dict(height=20), ValueError, "multiples of 16 and at least 16, not 20 and 16"),
+    (dict(width=16.0), TypeError, "`width` must be a whole number, not 16.0"),
+    (dict(latents=torch.zeros(1, 4, 9, 8)), ValueError, r"`latents` must have the shape \(1, 4, 8, 8\)"),
+    (dict(latents=torch.zeros(1, 4, 8, 8).half()), TypeError, "`latents` must be of the pipeline's dtype .*float32"),
+    (dict(latents=[0]), TypeError, "`latents` must be a tensor, not list"),
+    (dict(prompt_embeds=torch.zeros(2, 77, 32)), ValueError, r"`prompt_embeds` must have the shape \(1, 77, 32\)"),
+    (dict(negative_prompt_embeds=torch.zeros(1, 7, 32)), ValueError, "`negative_prompt_embeds` must have the shape"),
+    (dict(prompt_embeds=torch.zeros(1, 77, 32), class_prompt="a"), ValueError, "`class_prompt` and `prompt_embeds`"),
+    (dict(generator=[seeded()] * 2), ValueError, "`generator` has 2 entries, but the call makes 1 pictures"),
+    (dict(generator=3), TypeError, "`generator` must be a torch.Generator or a list of them, not 3"),
+    (dict(num_inference_steps=0), ValueError, "`num_inference_steps` must be at least 1, not 0"),
+    (dict(num_inference_steps=-5), ValueError, "`num_inference_steps` must be at least 1, not -5"),
+    (dict(num_inference_steps=5.0), TypeError, "`num_inference_steps` must be a whole number, not 5.0"),
+    (dict(num_fusion_steps=-1), ValueError, "`num_fusion_steps` must be at least 0, not -1"),
+    (dict(num_fusion_steps=True), TypeError, "`num_fusion_steps` must be a whole number, not True"),
+    (dict(num_images_per_prompt=0), ValueError, "`num_images_per_prompt` must be at least 1"),
+    *(
+        (dict([(name, value)]), ValueError, f"`{name}` must be a finite number of at least 0, not {value}")
+        for name in ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "fusion_subject_scale")
+        for value in (float("nan"), float("inf"), -1.0)
+    ),
+    (dict(eta=-1.0), ValueError, "`eta` must be a finite number"),
+    (dict(guidance_scale="7"), TypeError, "`guidance_scale` must be a number, not '7'"),
+    (dict(fusion_eta=2.0), ValueError, r"`fusion_eta` must be at most 1\.\d+ with this schedule, not 2.0"),
+    (dict(fusion_eta=float("nan")), ValueError, "`fusion_eta` must be a finite number"),
+    (dict(fusion_start=-0.1), ValueError, "`fusion_start` must be a finite number of at least 0, not -0.1"),
+    (dict(fusion_end="1"), TypeError, "`fusion_end` must be a number, not '1'"),
+    (dict(fusion_start=0.5, fusion_end=0.5), ValueError, "`fusion_start` must be less than `fusion_end`, and that at"),
+    (dict(fusion_end=1.5), ValueError, "and that at most 1, not 0.0 and 1.5"),
+    (dict(strength=0.0), ValueError, r"`strength` must be in \(0, 1\], not 0.0"),
+    (dict(strength=1.5), ValueError, r"`strength` must be in \(0, 1\], not 1.5"),
+    (dict(strength=0.1), ValueError, "`strength` 0.1 leaves none of 3 steps"),
+    (dict(cross_attention_kwargs=0.5), TypeError, "`cross_attention_kwargs` must be a dictionary, not 0.5"),
+    (dict(cross_attention_kwargs=dict(scale="0.5")), TypeError, "`scale` must be a number, not '0.5'"),
+    (dict(output_type="jpg"), ValueError, "`output_type` must be 'pil' or 'np' or 'pt' or 'latent', not 'jpg'"),
+    (
+        dict(callback_on_step_end_tensor_inputs=["noise"]),
+        ValueError,
+        "must be 'latents' or .*, not 'noise'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "message"), BAD, ids=range(len(BAD)))
+def test_bad_input_is_an_error_before_any_work(pipe, settings, error, message):
+    counts = count_work(pipe)
+    encoder_calls = []
+    pipe.image_encoder.register_forward_pre_hook(lambda module, args: encoder_calls.append(1))
+    with pytest.raises(error, match=message):
+        latents_of(pipe, **dict(prompt=PROMPT, image=picture()) | settings)
+    assert not any(counts.values()) and not encoder_calls
+
+
+def test_largest_eta_is_allowed(pipe):
+    with pytest.raises(ValueError, match="at most") as raised:
+        latents_of(pipe, image=picture(), fusion_eta=3.0)
+    largest = float(str(raised.value).split("at most ")[1].split()[0])
+    assert torch.isfinite(latents_of(pipe, image=picture(), fusion_eta=largest - 1e-4)).all()
+    with pytest.raises(ValueError, match="at most"):
+        latents_of(pipe, image=picture(), fusion_eta=largest + 1e-3)
+
+
+def test_unfit_scheduler_is_named_before_any_work():
+    pipe = build(scheduler=FlowMatchEulerDiscreteScheduler())
+    counts = count_work(pipe)
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler can't carry the fusion stage"):
+        latents_of(pipe, image=picture())
+    assert not any(counts.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(text_embed_dim=40), "`promptnet` doesn't fit `text_encoder`: its `text_embed_dim` is 40, .* is 32"),
+        (dict(image_embed_dim=40), "`promptnet` doesn't fit `image_encoder`: its `image_embed_dim` is 40, .* is 24"),
+    ],
+)
+def test_promptnet_of_another_width(pipe, settings, message):
+    pipe.promptnet = PromptNet.from_unet(pipe.unet, **dict(image_embed_dim=24) | settings)
+    with pytest.raises(ValueError, match=message):
+        latents_of(pipe, image=picture())
+    with pytest.raises(ValueError, match=message):
+        pipe.encode_subject(picture())
+
+
+def test_subject_of_another_pipeline_or_size(pipe):
+    subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 99), torch.ones(1))
+    with pytest.raises(ValueError, match="vision states 99 wide, but PromptNet reads 4 and 24"):
+        latents_of(pipe, subject=subject)
+    subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 24), torch.ones(1))
+    with pytest.raises(ValueError, match="`subject` was encoded for pictures of 16 x 16, not 32 x 16"):
+        latents_of(pipe, subject=subject, height=32)
+
+
+def test_a_required_safety_checker_is_missed_aloud(components, caplog):
+    ProFusionPipeline(**components)
+    assert "safety_checker" not in caplog.text
+    ProFusionPipeline(**components, requires_safety_checker=True)
+    assert "`safety_checker` is None, but this pipeline is published with one" in caplog.text
+
+
+def test_not_finite_latents_name_the_step(pipe):
+    def spoil(pipe, i, t, tensors):
+        return {"latents": nan_like(tensors["latents"]) if i == 1 else tensors["latents"]}
+
+    with pytest.raises(
+        RuntimeError, match=r"after step 3 of 4 \(timestep 251\).*torch.float32.*pipe.to\(torch.bfloat16"
+    ):
+        latents_of(pipe, image=picture(), num_inference_steps=4, callback_on_step_end=spoil)
+
+
+def test_not_finite_pictures(pipe):
+    torch.nn.init.constant_(pipe.vae.decoder.conv_out.bias, float("nan"))
+    with pytest.raises(RuntimeError, match="the decoded pictures are finite numbers in torch.float32"):
+        pipe(PROMPT, image=picture(), num_inference_steps=1)

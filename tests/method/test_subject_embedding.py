@@ -1,0 +1,70 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from profusion_pipeline.method.subject_embedding import SubjectEmbedding
+
+
+def subject(**overrides):
+    parts = dict(
+        latents=torch.randn(2, 4, 8, 8), image_states=torch.randn(2, 5, 24), weights=torch.tensor([0.25, 0.75])
+    )
+    return SubjectEmbedding(**parts | overrides)
+
+
+def test_survives_a_file_to_the_bit(tmp_path):
+    path = tmp_path / "ada.safetensors"
+    path.write_text("something older")
+    one = subject(latents=torch.randn(2, 8, 8, 4).permute(0, 3, 1, 2))  # not contiguous
+    one.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["ada.safetensors"]
+    for name, tensor in vars(SubjectEmbedding.load(path)).items():
+        assert torch.equal(tensor, getattr(one, name)), name
+
+
+def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
+    path = tmp_path / "ada.safetensors"
+    subject().save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        subject().save(path)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["ada.safetensors"]
+
+
+def test_to_leaves_the_weights():
+    moved = subject().to("cpu", torch.bfloat16)
+    assert (moved.latents.dtype, moved.image_states.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert moved.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        dict(latents=torch.zeros(4, 8, 8)),
+        dict(image_states=torch.zeros(2, 24)),
+        dict(weights=torch.zeros(2, 1)),
+        dict(weights=torch.ones(3)),
+    ],
+)
+def test_shapes_agree(overrides):
+    with pytest.raises(ValueError, match=r"\[R, C, h, w\], `image_states` \[R, N, V\] and `weights` \[R\] of the same"):
+        subject(**overrides)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_weights_count(weights):
+    with pytest.raises(ValueError, match="weights of the references must be finite, 0 or more, and not all 0"):
+        subject(weights=torch.tensor(weights))
+
+
+def test_files_that_are_something_else(tmp_path):
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(FileNotFoundError):
+        SubjectEmbedding.load(path)
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="isn't a whole safetensors file"):
+        SubjectEmbedding.load(path)
+    save_file({"weights": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"holds \['weights'\], not the \['image_states', 'latents', 'weights'\]"):
+        SubjectEmbedding.load(path)

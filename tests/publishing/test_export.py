@@ -1,0 +1,113 @@
+"""Export and push as functions and commands; pushing runs against a Hub on the loopback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from hub_server import serve
+from profusion_pipeline import ProFusionPipeline, PromptNet, export_pipeline, push_pipeline
+from profusion_pipeline.cli import main
+from tiny import make_components
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A pipeline; and what it is put together from: a Stable Diffusion, a trained PromptNet, a vision tower."""
+    work = tmp_path_factory.mktemp("hub")
+    components = make_components()
+    ProFusionPipeline(**components).save_pretrained(work / "pipeline")
+    sd = {name: part for name, part in components.items() if name != "promptnet"}
+    sd |= dict(image_encoder=None, feature_extractor=None)
+    StableDiffusionPipeline(**sd, requires_safety_checker=False).save_pretrained(work / "stable_diffusion")
+    components["promptnet"].save_pretrained(work / "promptnet")
+    for name in ("image_encoder", "feature_extractor"):
+        components[name].save_pretrained(work / "vision")
+    return {name: str(work / name) for name in ("pipeline", "stable_diffusion", "promptnet", "vision")}
+
+
+def weights(pipe) -> dict[str, torch.Tensor]:
+    models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
+
+
+def test_export_of_a_pipeline(folders, tmp_path):
+    target = export_pipeline(folders["pipeline"], tmp_path / "mine", base_model="someone/sd", license="openrail++")
+    exported, original = (
+        weights(ProFusionPipeline.from_pretrained(target)),
+        weights(ProFusionPipeline(**make_components())),
+    )
+    assert all(torch.equal(exported[name], value) for name, value in original.items())
+    card = (target / "README.md").read_text("utf-8")
+    assert "base_model: someone/sd" in card and "license: openrail++" in card
+
+
+def test_export_of_what_training_made(folders, tmp_path):
+    """The Stable Diffusion, the PromptNet and the vision tower come from three places."""
+    words = ["export", folders["stable_diffusion"], str(tmp_path / "mine"), "--promptnet", folders["promptnet"]]
+    assert main([*words, "--image-encoder", folders["vision"], "--dtype", "float16", "--variant", "fp16"]) == 0
+    files = [path.name for path in (tmp_path / "mine").rglob("*.safetensors")]
+    assert len(files) == 5 and all(".fp16." in name for name in files)
+    loaded = weights(ProFusionPipeline.from_pretrained(tmp_path / "mine", variant="fp16"))
+    for name, value in weights(ProFusionPipeline(**make_components())).items():
+        assert torch.equal(loaded[name], value.half().float() if value.is_floating_point() else value), name
+
+
+def test_refusals(folders, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="`target` must not exist yet, .*: `force` writes into it"):
+        export_pipeline(folders["pipeline"], tmp_path / "mine")
+    with pytest.raises(ValueError, match="`dtype` must be float32, float16 or bfloat16, not 'half'"):
+        export_pipeline(folders["pipeline"], tmp_path / "other", dtype="half")
+    with pytest.raises(ValueError, match="expected .*promptnet"):
+        export_pipeline(folders["stable_diffusion"], tmp_path / "other")
+    narrow = PromptNet.from_unet(make_components()["unet"], image_embed_dim=16, region_proj_channel=8)
+    narrow.save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="`promptnet` doesn't fit `image_encoder`"):
+        export_pipeline(folders["pipeline"], tmp_path / "other", promptnet=str(tmp_path / "narrow"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_force_writes_beside_what_is_there(folders, tmp_path):
+    export_pipeline(folders["pipeline"], tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text("my own words")
+    export_pipeline(folders["pipeline"], tmp_path / "mine", variant="fp16", dtype="float16", force=True)
+    assert (tmp_path / "mine" / "README.md").read_text() == "my own words"
+    names = {path.name for path in (tmp_path / "mine" / "unet").iterdir()}
+    assert {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"} <= names
+
+
+def test_push_needs_a_token(folders, monkeypatch):
+    monkeypatch.setattr("profusion_pipeline.publishing.export.get_token", lambda: None)
+    with pytest.raises(ValueError, match="Pushing needs a token of the Hub"):
+        push_pipeline(folders["pipeline"], "me/mine")
+
+
+def test_push(folders, tmp_path):
+    """The command, in a process that knows no other Hub."""
+    words = ["push", folders["stable_diffusion"], "me/mine", "--promptnet", folders["promptnet"]]
+    words += ["--image-encoder", folders["vision"], "--commit-message", "first", "--license", "openrail++"]
+    code = f"import sys; from profusion_pipeline.cli import main; sys.exit(main({words!r}))"
+    with serve() as hub:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        repository = hub.repositories["me/mine"]
+    assert done.stdout.strip() == f"{hub.url}/me/mine/commit/{repository.refs['main']}"
+    assert len(repository.commits) == 2  # the empty one of a new repository, and this
+    files = repository.commits[repository.refs["main"]]
+    for path, content in files.items():
+        (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "copy" / path).write_bytes(content)
+    assert b"license: openrail++" in files["README.md"]
+    assert json.loads(files["model_index.json"])["_class_name"] == ["pipeline", "ProFusionPipeline"]
+    pushed, original = (
+        weights(ProFusionPipeline.from_pretrained(tmp_path / "copy")),
+        weights(ProFusionPipeline(**make_components())),
+    )
+    assert all(torch.equal(pushed[name], value) for name, value in original.items())
