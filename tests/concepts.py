@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from profusion_pipeline.customization.customize import customize
-from profusion_pipeline.method.concepts import Concept
+from profusion_pipeline.method.concept_file import Concept
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.training.config import CustomizeConfig
 from tiny import make_components

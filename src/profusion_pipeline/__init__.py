@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .customization.customize import customizing as customizing
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
-    from .method.concepts import Concept as Concept
+    from .method.concept_file import Concept as Concept
     from .method.modeling_promptnet import PromptNet as PromptNet
     from .method.pipeline_profusion import ProFusionPipeline as ProFusionPipeline
     from .method.subject_embedding import SubjectEmbedding as SubjectEmbedding
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ProFusionPipeline": "method.pipeline_profusion",
     "SubjectEmbedding": "method.subject_embedding",
-    "Concept": "method.concepts",
+    "Concept": "method.concept_file",
     "PromptNet": "method.modeling_promptnet",
     "TrainingConfig": "training.config",
     "CustomizeConfig": "training.config",

@@ -16,7 +16,8 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from calls import PROMPT, build, latents_of, needs_group_offloading, picture, relative, seeded
 from profusion_pipeline.method.modeling_promptnet import PromptNet
-from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
+from profusion_pipeline.method.subject_embedding import SubjectEmbedding
 from profusion_pipeline.method.subject_prompt import scaled_lora
 from tiny import PICTURE_SIDE, make_components
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from calls import needs_group_offloading
 from concepts import PROMPTS, QUICK, assert_same, everything, learn, merged, photo, sample, tiny_pipeline
-from profusion_pipeline.method import concept_loader
+from profusion_pipeline.method import adapters
 from profusion_pipeline.method.adapters import active_adapters, base_hash
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from tiny import make_components
@@ -179,7 +179,7 @@ def test_concepts_are_laid_out_once_per_call_and_not_at_every_step(pipe, learnt,
     count(torch.Tensor, "tolist")  # waits for a GPU
     count(nn.Module, "register_forward_pre_hook")
     count(pipe, "_adapters_of")
-    count(concept_loader, "changed_weights")
+    count(adapters, "changed_weights")
     work = []
     for steps in (1, 4):
         counts.clear()

@@ -18,7 +18,8 @@ from transformers import CLIPVisionModel
 from golden_set import COMPACT, assert_close_relative, open_golden_set
 from profusion_pipeline.customization.customize import Customization
 from profusion_pipeline.customization.learning_weights import learning_weights
-from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
+from profusion_pipeline.method.subject_embedding import SubjectEmbedding
 from profusion_pipeline.method.subject_prompt import (
     encode_subject_prompts,
     find_placeholder,

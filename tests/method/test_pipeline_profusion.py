@@ -8,7 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 import schedulers
 from calls import PROMPT, build, count_work, latents_of, picture, relative, seeded
 from profusion_pipeline.method.modeling_promptnet import PromptNet
-from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline, SubjectEmbedding
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
+from profusion_pipeline.method.subject_embedding import SubjectEmbedding
 from tiny import LATENT_SIDE, PICTURE_SIDE, make_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

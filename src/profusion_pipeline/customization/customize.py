@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..method.adapters import base_hash
-from ..method.concepts import Concept
+from ..method.concept_file import Concept
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_embedding import SubjectEmbedding
 from ..method.subject_prompt import find_placeholder, tokenize_subject_prompts

@@ -19,17 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils import is_peft_available
 
-from .adapters import (
-    BASE,
-    RowAdapters,
-    active_adapters,
-    base_hash,
-    changed_weights,
-    is_offloaded,
-    keep_active,
-    remove_adapter,
-)
-from .concepts import Concept
+from . import adapters, concept_file
 
 CHANGED_MODELS = ("unet", "promptnet")
 
@@ -42,7 +32,7 @@ class LoadedConcept(NamedTuple):
         scale: By which its changes are multiplied.
     """
 
-    concept: Concept
+    concept: concept_file.Concept
     scale: float
 
 
@@ -61,10 +51,10 @@ class ConceptLoaderMixin:
         return vars(self).setdefault("_concepts", {})
 
     @cached_property
-    def _row_adapters(self) -> dict[str, RowAdapters]:
-        return {name: RowAdapters() for name in CHANGED_MODELS}
+    def _row_adapters(self) -> dict[str, adapters.RowAdapters]:
+        return {name: adapters.RowAdapters() for name in CHANGED_MODELS}
 
-    def customize(self, photo: Any, config: Any = None, **options: Any) -> Concept:
+    def customize(self, photo: Any, config: Any = None, **options: Any) -> concept_file.Concept:
         """Bring S* nearer to one subject, from one photo; see `profusion_pipeline.customization.customize.customize`.
 
         The pipeline itself is left as it was: `load_concept` puts what was learnt to use.
@@ -98,7 +88,9 @@ class ConceptLoaderMixin:
             ) from error
         return home.customize(self, photo, config, **options)
 
-    def load_concept(self, concept: Concept | str | Path, name: str = "concept", **hub_options: Any) -> None:
+    def load_concept(
+        self, concept: concept_file.Concept | str | Path, name: str = "concept", **hub_options: Any
+    ) -> None:
         """Take a concept in; calls may name it from now on, and need no image.
 
         Args:
@@ -116,14 +108,14 @@ class ConceptLoaderMixin:
             >>> pipe.load_concept("my-concept", name="ada")  # doctest: +SKIP
         """
         if isinstance(concept, str | Path):
-            concept = Concept.from_pretrained(concept, **hub_options)
+            concept = concept_file.Concept.from_pretrained(concept, **hub_options)
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"`name` must be made of letters, digits, `_` and `-`, got {name!r}.")
         if name in self.concepts:
             raise ValueError(f"`name` {name!r} is taken: unload that concept first, or choose another name.")
         if concept.mode == "lora" and not is_peft_available():
             raise ImportError("A concept in lora mode needs PEFT: `pip install peft`.")
-        ours = base_hash(self.unet, self.text_encoder, self.promptnet)
+        ours = adapters.base_hash(self.unet, self.text_encoder, self.promptnet)
         if concept.base_hash != ours:
             raise ValueError(
                 f"The concept was made for {concept.base_model!r}, whose weights have the hash "
@@ -133,7 +125,7 @@ class ConceptLoaderMixin:
         if concept.mode == "lora":
             for component, rows in self._row_adapters.items():
                 model = getattr(self, component)
-                with keep_active(model):
+                with adapters.keep_active(model):
                     model.load_lora_adapter(
                         concept.changes_of(component), prefix=None, adapter_name=_adapter(name), _pipeline=self
                     )
@@ -184,7 +176,7 @@ class ConceptLoaderMixin:
                 for component, rows in self._row_adapters.items():
                     model = getattr(self, component)
                     if _adapter(one) in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
-                        remove_adapter(model, _adapter(one))
+                        adapters.remove_adapter(model, _adapter(one))
                     rows.follow(model)
 
     def _named(self, argument: str, name: str | None) -> list[str]:
@@ -222,7 +214,7 @@ class ConceptLoaderMixin:
                 )
             if self.concepts[name].concept.mode == "lora":
                 self._check_adapters(name)
-            elif is_offloaded(self.unet) or is_offloaded(self.promptnet):
+            elif adapters.is_offloaded(self.unet) or adapters.is_offloaded(self.promptnet):
                 raise ValueError(
                     f"The concept {name!r} was made in full mode, which changes weights in memory: it can't be used "
                     "under sequential or group off-loading."
@@ -242,10 +234,10 @@ class ConceptLoaderMixin:
                     f"The adapters of the concept {name!r} are gone, as after `unload_lora_weights`: unload the "
                     "concept and load it again."
                 )
-            if active_adapters(model):
+            if adapters.active_adapters(model):
                 raise ValueError(
                     f"The concept {name!r} can't be used beside the active adapters "
-                    f"{', '.join(map(repr, active_adapters(model)))}: `pipe.unload_lora_weights()` or "
+                    f"{', '.join(map(repr, adapters.active_adapters(model)))}: `pipe.unload_lora_weights()` or "
                     "`pipe.disable_lora()` first."
                 )
 
@@ -258,7 +250,7 @@ class ConceptLoaderMixin:
                 if concept.mode == "full" and scale > 0:
                     for component in CHANGED_MODELS:
                         changes = concept.changes_of(component)
-                        until_the_end.enter_context(changed_weights(getattr(self, component), changes, scale))
+                        until_the_end.enter_context(adapters.changed_weights(getattr(self, component), changes, scale))
             yield
 
     def _adapters_of(self, owner: torch.Tensor, num_shared: int) -> tuple[str, ...]:
@@ -270,11 +262,11 @@ class ConceptLoaderMixin:
         for name in self._concept_of_picture:
             loaded = self.concepts[name]
             if loaded.concept.mode == "lora":
-                of_picture.append(_adapter(name) if loaded.scale > 0 else BASE)
+                of_picture.append(_adapter(name) if loaded.scale > 0 else adapters.BASE)
         if not of_picture:
             return ()
         of_row = [of_picture[picture] for picture in owner.tolist()]
-        return tuple([BASE] * num_shared + of_row[num_shared:] if self._base_guidance else of_row)
+        return tuple([adapters.BASE] * num_shared + of_row[num_shared:] if self._base_guidance else of_row)
 
 
 def _adapter(name: str) -> str:

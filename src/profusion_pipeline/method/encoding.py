@@ -6,11 +6,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from PIL import Image
 
-from .batch import list_per_prompt, list_prompts, list_texts, list_weights
-from .call_inputs import check_components_fit, check_image_encoder, check_weights, check_without, choose_size
-from .reference_images import Reference, load_reference_images
-from .subject_embedding import SubjectEmbedding
-from .subject_prompt import encode_texts, scaled_lora
+from . import batch, call_inputs, reference_images, subject_embedding, subject_prompt
 
 
 class EncodingMixin:
@@ -26,11 +22,11 @@ class EncodingMixin:
     @torch.no_grad()
     def encode_subject(
         self,
-        image: Reference | list[Reference],
+        image: reference_images.Reference | list[reference_images.Reference],
         weights: list[float] | None = None,
         height: int | None = None,
         width: int | None = None,
-    ) -> SubjectEmbedding:
+    ) -> subject_embedding.SubjectEmbedding:
         """Encode reference pictures of one subject once, to be saved or given to many calls as `subject`.
 
         Args:
@@ -52,11 +48,13 @@ class EncodingMixin:
             >>> load_demo_pipeline().encode_subject(demo_portraits()[0]).latents.shape
             torch.Size([1, 32, 8, 8])
         """
-        check_components_fit(self.components)
-        check_image_encoder(self.components)
-        references = load_reference_images(image)
-        weights = check_weights(weights, len(references))
-        subject = self._encode_references(references, weights, *choose_size(height, width, [], self.components))
+        call_inputs.check_components_fit(self.components)
+        call_inputs.check_image_encoder(self.components)
+        references = reference_images.load_reference_images(image)
+        weights = call_inputs.check_weights(weights, len(references))
+        subject = self._encode_references(
+            references, weights, *call_inputs.choose_size(height, width, [], self.components)
+        )
         self.maybe_free_model_hooks()
         return subject
 
@@ -89,29 +87,29 @@ class EncodingMixin:
             >>> prompt_embeds.shape == negative_prompt_embeds.shape
             True
         """
-        prompts = list_prompts(prompt)
-        check_without("prompt", prompts, self.config.placeholder)
-        negative_prompts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
+        prompts = batch.list_prompts(prompt)
+        call_inputs.check_without("prompt", prompts, self.config.placeholder)
+        negative_prompts = batch.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         prompt_embeds = self._encode_texts(prompts, lora_scale)  # [P, T, D]
         negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale)  # [P, T, D]
         self.maybe_free_model_hooks()
         return prompt_embeds, negative_prompt_embeds
 
     def _read_images(
-        self, prompt: str | list[str], image: Reference | list, image_weights: list | None
+        self, prompt: str | list[str], image: reference_images.Reference | list, image_weights: list | None
     ) -> list[tuple[int, list[Image.Image], list[float]]]:
         """For each prompt a key of its `image`, the references in it and their weights."""
-        check_image_encoder(self.components)
-        images = [image] if isinstance(prompt, str) else list_per_prompt("image", image, len(prompt))
+        call_inputs.check_image_encoder(self.components)
+        images = [image] if isinstance(prompt, str) else batch.list_per_prompt("image", image, len(prompt))
         read = []
-        for one, weights in zip(images, list_weights(image_weights, len(images)), strict=True):
-            references = load_reference_images(one)
-            read.append((id(one), references, check_weights(weights, len(references))))
+        for one, weights in zip(images, batch.list_weights(image_weights, len(images)), strict=True):
+            references = reference_images.load_reference_images(one)
+            read.append((id(one), references, call_inputs.check_weights(weights, len(references))))
         return read
 
     def _encode_images(
         self, images: list[tuple[int, list[Image.Image], list[float]]], height: int, width: int
-    ) -> list[SubjectEmbedding]:
+    ) -> list[subject_embedding.SubjectEmbedding]:
         """A subject for each prompt; an image that several prompts share is encoded once."""
         encoded = {}
         for key, references, weights in images:
@@ -121,17 +119,17 @@ class EncodingMixin:
 
     def _encode_references(
         self, references: list[Image.Image], weights: list[float], height: int, width: int
-    ) -> SubjectEmbedding:
+    ) -> subject_embedding.SubjectEmbedding:
         device = self._execution_device
         pixels = self.image_processor.preprocess(references, height, width, resize_mode="crop")  # [R, 3, H, W]
         latents = retrieve_latents(self.vae.encode(pixels.to(device, self.vae.dtype)), sample_mode="argmax")
         views = self.feature_extractor(references, return_tensors="pt").pixel_values
         image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state  # [R, N, V]
         latents = latents * self.vae.config.scaling_factor  # [R, C, h, w]
-        return SubjectEmbedding(latents, image_states, torch.tensor(weights).double())
+        return subject_embedding.SubjectEmbedding(latents, image_states, torch.tensor(weights).double())
 
     def _encode_texts(self, texts: list[str], lora_scale: float) -> torch.Tensor:
         """Text states of each text. [P, T, D]"""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
-        with scaled_lora(self.text_encoder, lora_scale):
-            return encode_texts(self.text_encoder, self.tokenizer, texts, device=self._execution_device)
+        with subject_prompt.scaled_lora(self.text_encoder, lora_scale):
+            return subject_prompt.encode_texts(self.text_encoder, self.tokenizer, texts, device=self._execution_device)

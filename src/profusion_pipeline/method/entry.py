@@ -14,7 +14,7 @@ diffusers copies those files that stand in import lines of this text, and no oth
     from .adapters import *
     from .batch import *
     from .card import *
-    from .concepts import *
+    from .concept_file import *
     from .concept_loader import *
     from .encoding import *
     from .call_inputs import *

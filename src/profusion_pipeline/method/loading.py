@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers.utils.import_utils import compare_versions
 
-from .modeling_promptnet import PromptNet
+from . import modeling_promptnet
 
 
 class LoadingMixin:
@@ -65,7 +65,7 @@ class LoadingMixin:
             As there: what the pipeline is made of, what is not known, what is hidden.
         """
         if config_dict.get("promptnet", [None, None])[1] == "PromptNet":
-            config_dict = config_dict | {"promptnet": [PromptNet.__module__, "PromptNet"]}
+            config_dict = config_dict | {"promptnet": [modeling_promptnet.PromptNet.__module__, "PromptNet"]}
         return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod

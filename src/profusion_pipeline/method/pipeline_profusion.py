@@ -35,37 +35,21 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from .batch import list_class_prompts, list_prompts, list_subjects, list_texts
-from .call_inputs import (
-    check_choice,
-    check_components_fit,
-    check_count,
-    check_fusion_eta,
-    check_generator,
-    check_not_both,
-    check_number,
-    check_strength,
-    check_tensor,
-    check_window,
-    choose_size,
-    read_lora_scale,
-)
-from .concept_loader import ConceptLoaderMixin
-from .encoding import EncodingMixin
-from .fusion_sampling import fusion_step, guide, noise_share, predict_noise, renew_noise
-from .guidance_rows import GuidanceRows, ReferenceRows
-from .loading import LoadingMixin
-from .modeling_promptnet import PromptNet
-from .noise_levels import NoiseLevel, follow_fusion, fusion_levels
-from .reference_images import Reference
-from .repository import RepositoryMixin
-from .running_call import RunningCallMixin
-from .subject_embedding import SubjectEmbedding
-from .subject_prompt import (
-    encode_subject_prompts,
-    scale_subject_rows,
-    scaled_lora,
-    tokenize_subject_prompts,
+from . import (
+    batch,
+    call_inputs,
+    concept_loader,
+    encoding,
+    fusion_sampling,
+    guidance_rows,
+    loading,
+    modeling_promptnet,
+    noise_levels,
+    reference_images,
+    repository,
+    running_call,
+    subject_embedding,
+    subject_prompt,
 )
 
 logger = logging.get_logger(__name__)
@@ -81,11 +65,11 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 class ProFusionPipeline(
-    ConceptLoaderMixin,
-    EncodingMixin,
-    RunningCallMixin,
-    LoadingMixin,
-    RepositoryMixin,
+    concept_loader.ConceptLoaderMixin,
+    encoding.EncodingMixin,
+    running_call.RunningCallMixin,
+    loading.LoadingMixin,
+    repository.RepositoryMixin,
     DiffusionPipeline,
     StableDiffusionMixin,
     TextualInversionLoaderMixin,
@@ -135,7 +119,7 @@ class ProFusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        promptnet: PromptNet | ModelMixin,  # of another repository's code
+        promptnet: modeling_promptnet.PromptNet | ModelMixin,  # of another repository's code
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,
@@ -176,8 +160,8 @@ class ProFusionPipeline(
     def __call__(
         self,
         prompt: str | list[str],
-        image: Reference | list | None = None,
-        subject: SubjectEmbedding | list[SubjectEmbedding] | None = None,
+        image: reference_images.Reference | list | None = None,
+        subject: subject_embedding.SubjectEmbedding | list[subject_embedding.SubjectEmbedding] | None = None,
         class_noun: str | list[str] | None = "person",
         class_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -281,28 +265,28 @@ class ProFusionPipeline(
             2
         """
         # 1. Check the inputs
-        prompts = list_prompts(prompt)
-        check_count("num_inference_steps", num_inference_steps, at_least=1)
-        check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
-        check_count("num_fusion_steps", num_fusion_steps, at_least=0)
-        check_number("guidance_scale", guidance_scale)
-        check_number("class_guidance_scale", class_guidance_scale)
-        check_number("fusion_guidance_scale", fusion_guidance_scale)
-        check_number("fusion_subject_scale", fusion_subject_scale)
-        check_number("fusion_eta", fusion_eta)
-        check_window("fusion_start", fusion_start, "fusion_end", fusion_end)
-        check_number("eta", eta)
-        check_strength(strength, num_inference_steps)
-        check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
-        lora_scale = read_lora_scale(cross_attention_kwargs)
+        prompts = batch.list_prompts(prompt)
+        call_inputs.check_count("num_inference_steps", num_inference_steps, at_least=1)
+        call_inputs.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        call_inputs.check_count("num_fusion_steps", num_fusion_steps, at_least=0)
+        call_inputs.check_number("guidance_scale", guidance_scale)
+        call_inputs.check_number("class_guidance_scale", class_guidance_scale)
+        call_inputs.check_number("fusion_guidance_scale", fusion_guidance_scale)
+        call_inputs.check_number("fusion_subject_scale", fusion_subject_scale)
+        call_inputs.check_number("fusion_eta", fusion_eta)
+        call_inputs.check_window("fusion_start", fusion_start, "fusion_end", fusion_end)
+        call_inputs.check_number("eta", eta)
+        call_inputs.check_strength(strength, num_inference_steps)
+        call_inputs.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        lora_scale = call_inputs.read_lora_scale(cross_attention_kwargs)
         for name in callback_on_step_end_tensor_inputs:
-            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-        check_generator(generator, len(prompts) * num_images_per_prompt)
-        check_components_fit(self.components)
+            call_inputs.check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+        call_inputs.check_generator(generator, len(prompts) * num_images_per_prompt)
+        call_inputs.check_components_fit(self.components)
         uses_subject = guidance_scale > 0 or (num_fusion_steps > 0 and fusion_guidance_scale > 0)
         starts_from_image = strength < 1 and latents is None
         may_change = callback_on_step_end is not None  # then what has no weight at first may get one
-        check_not_both("image", image, "subject", subject)
+        call_inputs.check_not_both("image", image, "subject", subject)
         has_subject = image is not None or subject is not None
         names = self._choose_concepts(concept, len(prompts), has_subject=has_subject, base_guidance=base_guidance)
         if base_guidance is None:
@@ -313,8 +297,8 @@ class ProFusionPipeline(
         if image is None and subject is None and (uses_subject or starts_from_image):
             raise ValueError("`image` and `subject` are both None: give one of them, for S* to stand for somebody.")
         images = [] if image is None else self._read_images(prompt, image, image_weights)
-        subjects = [] if subject is None else list_subjects(subject, len(prompts), self.promptnet.config)
-        height, width = choose_size(height, width, subjects, self.components)
+        subjects = [] if subject is None else batch.list_subjects(subject, len(prompts), self.promptnet.config)
+        height, width = call_inputs.choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (len(prompts) * num_images_per_prompt, self.unet.config.in_channels, *grid)  # B, C, h, w
         states_shape = (len(prompts), self.tokenizer.model_max_length, self.text_encoder.config.hidden_size)
@@ -324,9 +308,9 @@ class ProFusionPipeline(
             ("negative_prompt_embeds", negative_prompt_embeds, states_shape),
         ):
             if tensor is not None:
-                check_tensor(name, tensor, wanted, self.text_encoder.dtype)
-        check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
-        check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
+                call_inputs.check_tensor(name, tensor, wanted, self.text_encoder.dtype)
+        call_inputs.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
+        call_inputs.check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
 
         self._guidance_scale, self._class_guidance_scale = guidance_scale, class_guidance_scale
         self._fusion_guidance_scale = fusion_guidance_scale
@@ -337,7 +321,7 @@ class ProFusionPipeline(
         # 2. Read the prompts
         if self.config.placeholder_alias is not None:
             prompts = [text.replace(self.config.placeholder_alias, self.config.placeholder) for text in prompts]
-        input_ids, positions = tokenize_subject_prompts(
+        input_ids, positions = subject_prompt.tokenize_subject_prompts(
             self.tokenizer,
             self.maybe_convert_prompt(prompts, self.tokenizer),
             placeholder=self.config.placeholder,
@@ -345,10 +329,10 @@ class ProFusionPipeline(
         )  # [P, T], [P]
         null_texts = class_texts = None
         if negative_prompt_embeds is None:
-            null_texts = list_texts("negative_prompt", negative_prompt or "", len(prompts))
+            null_texts = batch.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         has_class = class_noun is not None or class_prompt is not None
         if prompt_embeds is None and (class_guidance_scale > 0 or (may_change and has_class)):
-            class_texts = list_class_prompts(prompts, self.config.placeholder, class_noun, class_prompt)
+            class_texts = batch.list_class_prompts(prompts, self.config.placeholder, class_noun, class_prompt)
 
         # 3. Ask the scheduler for its timesteps and noise levels
         device = self._execution_device
@@ -359,11 +343,13 @@ class ProFusionPipeline(
         timesteps = self.scheduler.timesteps[begin:]
         self._num_timesteps = len(timesteps)
         count = len(timesteps)
-        levels = fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * count
+        levels = noise_levels.fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * count
         in_window = [i / count >= fusion_start and (i + 1) / count <= fusion_end for i in range(count)]
         levels = [level if inside else None for level, inside in zip(levels, in_window, strict=True)]
-        shares = [level and noise_share(level.alpha_bar, level.next_alpha_bar, fusion_eta) for level in levels]
-        check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
+        shares = [
+            level and fusion_sampling.noise_share(level.alpha_bar, level.next_alpha_bar, fusion_eta) for level in levels
+        ]
+        call_inputs.check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
 
         # 4. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
         if images and (uses_subject or starts_from_image or may_change):
@@ -376,7 +362,9 @@ class ProFusionPipeline(
         class_states = None
         if prompt_embeds is not None:
             class_states = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)  # [B, T, D]
-        references = ReferenceRows.of(subjects, input_ids, positions, num_images_per_prompt, like=null_states)
+        references = guidance_rows.ReferenceRows.of(
+            subjects, input_ids, positions, num_images_per_prompt, like=null_states
+        )
 
         # 5. Draw the initial latents
         if latents is None:
@@ -433,11 +421,11 @@ class ProFusionPipeline(
         self,
         null_states: torch.Tensor,
         class_states: torch.Tensor | None,
-        references: ReferenceRows,
+        references: guidance_rows.ReferenceRows,
         fusion_subject_scale: float,
-    ) -> tuple[GuidanceRows, GuidanceRows]:
+    ) -> tuple[guidance_rows.GuidanceRows, guidance_rows.GuidanceRows]:
         """The rows of both stages, with the scales and the concepts of now."""
-        fusion = GuidanceRows.plan(
+        fusion = guidance_rows.GuidanceRows.plan(
             null_states,
             class_states,
             references.owner,
@@ -445,7 +433,7 @@ class ProFusionPipeline(
             subject_weights=[self.fusion_guidance_scale * proportion for proportion in references.proportions],
             subject_scale=fusion_subject_scale,
         )
-        refinement = GuidanceRows.plan(
+        refinement = guidance_rows.GuidanceRows.plan(
             null_states,
             class_states,
             references.owner,
@@ -459,7 +447,11 @@ class ProFusionPipeline(
         )
 
     def _predict(
-        self, latents: torch.Tensor, t: torch.Tensor, rows: GuidanceRows, references: ReferenceRows
+        self,
+        latents: torch.Tensor,
+        t: torch.Tensor,
+        rows: guidance_rows.GuidanceRows,
+        references: guidance_rows.ReferenceRows,
     ) -> torch.Tensor:
         """The guided model output at (latents, t): one UNet call for all rows, after one PromptNet call for all S*."""
         latents = self.scheduler.scale_model_input(latents, t)  # [B, C, h, w], variance-preserving
@@ -470,9 +462,13 @@ class ProFusionPipeline(
                 words = self.promptnet(  # [K, L, D]
                     references.latents, t, references.image_states, at_reference, return_dict=False
                 )[0]
-            with scaled_lora(self.text_encoder, self._lora_scale):
-                states = encode_subject_prompts(self.text_encoder, references.input_ids, references.positions, words)
-            states = scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)  # [K, T, D]
+            with subject_prompt.scaled_lora(self.text_encoder, self._lora_scale):
+                states = subject_prompt.encode_subject_prompts(
+                    self.text_encoder, references.input_ids, references.positions, words
+                )
+            states = subject_prompt.scale_subject_rows(
+                states, references.positions, words.shape[1], rows.subject_scale
+            )  # [K, T, D]
             text_states = torch.cat([text_states, states])  # [rows, T, D]
         with self._row_adapters["unet"].computed_by(rows.adapters):
             output = self.unet(
@@ -484,14 +480,21 @@ class ProFusionPipeline(
             )[0]  # [rows, C, h, w]
         # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
         null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
-        return guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
+        return fusion_sampling.guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
 
     def _fuse(
-        self, latents: torch.Tensor, model_output: torch.Tensor, noise: torch.Tensor, level: NoiseLevel, share: float
+        self,
+        latents: torch.Tensor,
+        model_output: torch.Tensor,
+        noise: torch.Tensor,
+        level: noise_levels.NoiseLevel,
+        share: float,
     ) -> torch.Tensor:
         """One fusion step of the scheduler's state."""
         latents = latents / level.state_scale  # [B, C, h, w], variance-preserving
-        predicted = predict_noise(model_output, latents, level.alpha_bar, self.scheduler.config.prediction_type)
-        renewed = renew_noise(predicted, noise, share)
-        follow_fusion(self.scheduler, renewed - predicted)
-        return fusion_step(latents, predicted, renewed, level.alpha_bar) * level.state_scale
+        predicted = fusion_sampling.predict_noise(
+            model_output, latents, level.alpha_bar, self.scheduler.config.prediction_type
+        )
+        renewed = fusion_sampling.renew_noise(predicted, noise, share)
+        noise_levels.follow_fusion(self.scheduler, renewed - predicted)
+        return fusion_sampling.fusion_step(latents, predicted, renewed, level.alpha_bar) * level.state_scale

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub import CommitInfo, create_repo, list_repo_files, upload_folder
 
-from .card import model_card
+from . import card
 
 INDEX, CARD = "model_index.json", "README.md"
 CODE = re.compile(r"profusion_\w+\.py")  # of the method; its other files have the same names in every version
@@ -339,11 +339,11 @@ class RepositoryMixin:
         names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": ["modeling_promptnet", "PromptNet"]}
         _write_json(folder / INDEX, _read_json(folder / INDEX) | names)
         if not has_card:
-            card = model_card(
+            text = card.model_card(
                 name,
                 components=self.components,
                 placeholder=self.config.placeholder,
                 base_model=base_model,
                 license=license,
             )
-            (folder / CARD).write_text(card, encoding="utf-8")
+            (folder / CARD).write_text(text, encoding="utf-8")

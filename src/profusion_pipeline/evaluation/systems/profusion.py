@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...customization.customize import customize
 from ...method.adapters import base_hash
-from ...method.concepts import SUBJECT, Concept
+from ...method.concept_file import SUBJECT, Concept
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...training.config import CustomizeConfig

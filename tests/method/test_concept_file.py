@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hub_server import serve
-from profusion_pipeline.method.concepts import FILE, Concept
+from profusion_pipeline.method.concept_file import FILE, Concept
 from profusion_pipeline.training.config import CustomizeConfig
 
 HERE = Path(__file__).parent
@@ -74,8 +74,8 @@ import os, random, sys
 from itertools import cycle
 import torch
 from killing import kill_at
-from test_concepts import assert_same, make
-from profusion_pipeline.method.concepts import Concept
+from test_concept_file import assert_same, make
+from profusion_pipeline.method.concept_file import Concept
 
 folder = sys.argv[1]
 changes = lambda value: {"unet.w": torch.full((1_000_000,), value)}  # some milliseconds of writing
@@ -113,8 +113,8 @@ KILLING_EVERYWHERE = """
 import itertools, sys
 from pathlib import Path
 from killing import kill_at
-from test_concepts import assert_same, make
-from profusion_pipeline.method.concepts import Concept
+from test_concept_file import assert_same, make
+from profusion_pipeline.method.concept_file import Concept
 
 folder, old, new = Path(sys.argv[1]), make(1.0, steps=1), make(2.0, steps=2)
 for number in itertools.count(1):
@@ -139,7 +139,7 @@ def test_a_kill_before_any_file_operation_leaves_the_old_one_or_the_new_one(tmp_
 
 FULL_DISK = """
 import resource, sys
-from test_concepts import make
+from test_concept_file import make
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # to the process, a disk with room for 1000 bytes
 make(0.9).save_pretrained(sys.argv[1])
 """
@@ -196,8 +196,8 @@ def test_the_card_names_no_folder_as_a_hub_model(tmp_path):
 
 
 PUSHING = """
-from test_concepts import assert_same, make
-from profusion_pipeline.method.concepts import Concept
+from test_concept_file import assert_same, make
+from profusion_pipeline.method.concept_file import Concept
 make().push_to_hub("ada/concept", private=True)
 assert_same(Concept.from_pretrained("ada/concept"), make())
 """
