@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..customization.customize import PRECISION
+from ..customization.learning import PRECISION
 from ..method.adapters import base_hash
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_prompt import find_placeholder

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from torch.nn import functional as F
 
 from concepts import assert_same, everything, photo
-from profusion_pipeline.customization.customize import Learning
+from profusion_pipeline.customization.learning import Learning
 from profusion_pipeline.customization.subject_pool import EncodedPool
 from profusion_pipeline.evaluation.systems.baselines import DEMO_SYSTEMS, SYSTEMS, _PriorLearning, get_system
 from profusion_pipeline.evaluation.systems.rival_parts import noun_vector

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ...customization.customize import Learning
+from ...customization.learning import Learning
 from ...customization.learning_weights import adapters, only_learning
 from ...customization.subject_pool import EncodedPool, encode_pictures
 from ...method.adapters import base_weights, changed_weights

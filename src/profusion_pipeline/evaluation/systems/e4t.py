@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from ...customization.customize import Learning
+from ...customization.learning import Learning
 from ...customization.learning_weights import adapters, only_learning
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
