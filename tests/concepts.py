@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.customization.customize import customize
 from profusion_pipeline.method.concept_file import Concept
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
-from profusion_pipeline.training.config import CustomizeConfig
 from tiny import make_components
 
 # Large steps, so that a few of them can be told from none.

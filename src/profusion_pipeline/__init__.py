@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .customization.augmentation import inpainter as inpainter
+    from .customization.config import CustomizeConfig as CustomizeConfig
     from .customization.customize import customizing as customizing
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .publishing.convert import convert_checkpoint as convert_checkpoint
     from .publishing.export import export_pipeline as export_pipeline
     from .publishing.export import push_pipeline as push_pipeline
-    from .training.config import CustomizeConfig as CustomizeConfig
     from .training.config import TrainingConfig as TrainingConfig
 
 _HOME = {
@@ -34,7 +34,7 @@ _HOME = {
     "Concept": "method.concept_file",
     "PromptNet": "method.modeling_promptnet",
     "TrainingConfig": "training.config",
-    "CustomizeConfig": "training.config",
+    "CustomizeConfig": "customization.config",
     "customizing": "customization.customize",
     "inpainter": "customization.augmentation",
     "convert_checkpoint": "publishing.convert",

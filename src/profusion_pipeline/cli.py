@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
+from .customization.config import CustomizeConfig
 from .evaluation.config import EvaluationConfig
-from .training.config import CustomizeConfig, TrainingConfig
+from .training.config import TrainingConfig
 
 PACKAGE = Path(__file__).parent
 Config = TypeVar("Config", TrainingConfig, CustomizeConfig, EvaluationConfig)

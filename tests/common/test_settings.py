@@ -1,8 +1,15 @@
 import dataclasses
+import types
+import typing
 
 import pytest
 
 from profusion_pipeline.common.settings import check_settings, setting
+from profusion_pipeline.customization.config import CustomizeConfig
+from profusion_pipeline.evaluation.config import EvaluationConfig
+from profusion_pipeline.training.config import TrainingConfig
+
+FIELDS = [field for kind in (TrainingConfig, CustomizeConfig, EvaluationConfig) for field in dataclasses.fields(kind)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +87,19 @@ def test_another_type_is_refused(values, sentence):
 def test_another_value_is_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_settings(Example(**values))
+
+
+# --- All configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_field_has_one_help_sentence(field):
+    text = field.metadata["help"]
+    assert text[0].isupper() and text.endswith(".")
+    assert len(text) < 250
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_type_can_be_a_flag(field):
+    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    assert set(kinds) <= {str, int, float, bool, types.NoneType, tuple[str, ...], tuple[int, ...]}

@@ -6,10 +6,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from concepts import QUICK, assert_same, everything, photo
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.customization.customize import customizing
 from profusion_pipeline.customization.learning_weights import learning_weights, make_optimizer
 from profusion_pipeline.method.modeling_promptnet import PromptNet
-from profusion_pipeline.training.config import CustomizeConfig
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])

@@ -5,8 +5,8 @@ from PIL import Image
 
 from concepts import photo
 from profusion_pipeline.customization.augmentation import paint_colour
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.customization.subject_pool import augmented_pictures, encode_pictures, read_mask, read_photo
-from profusion_pipeline.training.config import CustomizeConfig
 
 
 def pictures(picture: Image.Image, *, mask=None, paint=None, side: int = 16, **settings) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.evaluation.rows import (
     Row,
     RowWriter,
@@ -16,7 +17,6 @@ from profusion_pipeline.evaluation.rows import (
     read_rows,
 )
 from profusion_pipeline.evaluation.systems.system import Sampling
-from profusion_pipeline.training.config import CustomizeConfig
 
 COLUMNS = ["reader identity", "reader prompt"]
 SETTINGS = [

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hub_server import serve
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.method.concept_file import FILE, Concept
-from profusion_pipeline.training.config import CustomizeConfig
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent)}  # of child processes, which begin in this folder

@@ -16,6 +16,7 @@ import transformers
 from transformers import CLIPVisionModel
 
 from golden_set import COMPACT, assert_close_relative, open_golden_set
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.customization.customize import Customization
 from profusion_pipeline.customization.learning_weights import learning_weights
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
@@ -27,7 +28,6 @@ from profusion_pipeline.method.subject_prompt import (
     tokenize_subject_prompts,
 )
 from profusion_pipeline.publishing.convert import convert_checkpoint, load_promptnet
-from profusion_pipeline.training.config import CustomizeConfig
 from profusion_pipeline.training.losses import promptnet_loss
 
 PLACEHOLDER = "holder"

@@ -21,9 +21,9 @@ from ..method.concept_file import Concept
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_embedding import SubjectEmbedding
 from ..method.subject_prompt import find_placeholder, tokenize_subject_prompts
-from ..training.config import CustomizeConfig
 from ..training.losses import promptnet_loss
 from .augmentation import Painter
+from .config import CustomizeConfig
 from .learning import Learning
 from .learning_weights import LearningWeights, learning_weights
 from .subject_pool import EncodedPool, Photo, augmented_pictures, encode_pictures, read_mask, read_photo

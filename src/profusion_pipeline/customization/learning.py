@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..method.pipeline_profusion import ProFusionPipeline
-from ..training.config import CustomizeConfig
 from ..training.data import draw_noise
+from .config import CustomizeConfig
 from .cuda_graph import Replayed
 from .learning_weights import make_optimizer
 from .subject_pool import EncodedPool

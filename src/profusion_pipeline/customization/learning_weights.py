@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..method.adapters import base_weights, keep_active, remove_adapter
-from ..training.config import CustomizeConfig
+from .config import CustomizeConfig
 
 LEARNING = "customizing"  # the adapter's name while it learns
 PROJECTIONS = ("to_q", "to_k", "to_v")

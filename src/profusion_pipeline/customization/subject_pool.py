@@ -9,8 +9,8 @@ from PIL import Image
 
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.reference_images import load_reference_image
-from ..training.config import CustomizeConfig
 from .augmentation import PAINTERS, Painter, augment, ellipse_mask, paint_mixed
+from .config import CustomizeConfig
 
 Photo = Image.Image | np.ndarray | torch.Tensor | str | Path
 

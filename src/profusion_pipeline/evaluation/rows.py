@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ..training.config import CustomizeConfig
+from ..customization.config import CustomizeConfig
 from .systems.system import Sampling
 
 PERSONAL = ("class_noun", "prompt", "seed")  # fields of a CustomizeConfig that a run, or a subject, decides

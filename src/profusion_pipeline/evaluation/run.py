@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..customization.config import CustomizeConfig
 from ..customization.learning import PRECISION
 from ..method.adapters import base_hash
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_prompt import find_placeholder
-from ..training.config import CustomizeConfig
 from .machine import PeakMemory, machine_name
 from .measures import Measure
 from .plan import Cell, save_plan, settings_of

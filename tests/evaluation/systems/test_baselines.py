@@ -9,12 +9,12 @@ from diffusers import StableDiffusionPipeline
 from torch.nn import functional as F
 
 from concepts import assert_same, everything, photo
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.customization.learning import Learning
 from profusion_pipeline.customization.subject_pool import EncodedPool
 from profusion_pipeline.evaluation.systems.baselines import DEMO_SYSTEMS, SYSTEMS, _PriorLearning, get_system
 from profusion_pipeline.evaluation.systems.rival_parts import noun_vector
 from profusion_pipeline.evaluation.systems.system import Sampling
-from profusion_pipeline.training.config import CustomizeConfig
 from rivals import PROMPTS, QUICK, SHORT, listening_pipeline, pictures, write_rivals
 
 LEARNING = [name for name, system in SYSTEMS.items() if system.learns]

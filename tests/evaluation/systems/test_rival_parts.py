@@ -3,9 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from concepts import photo
+from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.evaluation.systems import rival_parts as parts
 from profusion_pipeline.method.subject_prompt import encode_texts
-from profusion_pipeline.training.config import CustomizeConfig
 from rivals import QUICK, listening_pipeline
 
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ...customization.config import CustomizeConfig
 from ...customization.learning import Learning
 from ...customization.learning_weights import adapters, only_learning
 from ...customization.subject_pool import EncodedPool, encode_pictures
 from ...method.adapters import base_weights, changed_weights
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.subject_prompt import encode_texts
-from ...training.config import CustomizeConfig
 from .e4t import E4T
 from .profusion import ProFusion
 from .rival_parts import (

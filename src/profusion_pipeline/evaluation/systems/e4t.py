@@ -25,11 +25,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from ...customization.config import CustomizeConfig
 from ...customization.learning import Learning
 from ...customization.learning_weights import adapters, only_learning
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
-from ...training.config import CustomizeConfig
 from ...training.losses import add_noise
 from .rival_parts import (
     ATTENTION,

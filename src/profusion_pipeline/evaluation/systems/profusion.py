@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...customization.config import CustomizeConfig
 from ...customization.customize import customize
 from ...method.adapters import base_hash
 from ...method.concept_file import SUBJECT, Concept
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
-from ...training.config import CustomizeConfig
 from .system import Draw, DrawTogether, Learnt, Sampling, System, find_weights
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ...customization.config import CustomizeConfig
 from ...customization.learning_weights import PROJECTIONS, adapters
 from ...customization.subject_pool import EncodedPool, augmented_pictures, encode_pictures
 from ...method.call_inputs import choose_size
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
-from ...training.config import CustomizeConfig
 from ...training.losses import add_noise, prediction_target
 
 ATTENTION = (*PROJECTIONS, "to_out.0")  # the layers that LoRA changes in the recipes of diffusers and of E4T

@@ -32,10 +32,10 @@ from diffusers import (
 )
 from PIL import Image
 
+from ...customization.config import CustomizeConfig
 from ...customization.subject_pool import Photo, read_photo
 from ...method.adapters import base_hash
 from ...method.pipeline_profusion import ProFusionPipeline
-from ...training.config import CustomizeConfig
 
 Learnt = dict[str, torch.Tensor]
 
