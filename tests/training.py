@@ -54,7 +54,10 @@ def write_shards(folder: Path, *, shards: int, pictures: int) -> Path:
             for i in range(pictures):
                 picture, file = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8), io.BytesIO()
                 Image.fromarray(picture).save(file, "png")
-                for suffix, content in (("png", file.getvalue()), ("txt", b"a portrait")):
+                for suffix, content in (
+                    ("png", file.getvalue()),
+                    ("txt", f"a portrait of S*, number {i}, smiling".encode()),
+                ):
                     member = tarfile.TarInfo(f"{shard:04d}-{i:02d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))

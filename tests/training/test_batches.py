@@ -8,6 +8,7 @@ from PIL import Image
 
 from profusion_pipeline.method.reference_images import load_reference_image as read
 from profusion_pipeline.training.batches import (
+    Batch,
     CachedPictures,
     Encoders,
     Preprocessing,
@@ -49,7 +50,13 @@ def uncached(pictures, preprocessing, encoders, num_workers=0, **settings) -> Un
 def pairs(folder: Path) -> PictureFolder:
     """Every picture has the next as its only reference."""
     files = read_picture_folder(folder).files
-    return PictureFolder(files, tuple(range(4)), tuple(((i + 1) % 4,) for i in range(4)))
+    captions = tuple(f"S*, number {i}" for i in range(4))
+    return PictureFolder(files, tuple(range(4)), tuple(((i + 1) % 4,) for i in range(4)), captions)
+
+
+def assert_same(ours: Batch, theirs: Batch) -> None:
+    assert ours.captions == theirs.captions
+    assert all(torch.equal(a, b) for a, b in zip(ours[:-1], theirs[:-1], strict=True))
 
 
 def test_a_reference_is_encoded_as_the_pipeline_encodes_it(pipe, folder, preprocessing, encoders):
@@ -89,7 +96,8 @@ def test_pictures_give_the_same_batches_cached_or_not(folder, preprocessing, enc
     cached = CachedPictures(pictures, preprocessing, encoders, seed=5, batch_size=batch_size)
     opened = uncached(pictures, preprocessing, encoders, seed=5)
     for ours, theirs in zip(cached.batches(NUMBERS), opened.batches(NUMBERS), strict=True):
-        for ours_part, theirs_part in zip(ours, theirs, strict=True):
+        assert ours.captions == theirs.captions and all(ours.captions)
+        for ours_part, theirs_part in zip(ours[:-1], theirs[:-1], strict=True):
             assert (ours_part.dtype, theirs_part.dtype) == (torch.float16, torch.float32)
             torch.testing.assert_close(ours_part.float(), theirs_part, rtol=2e-3, atol=1e-4)
 
@@ -101,6 +109,7 @@ def test_batches_hold_target_and_reference(folder, preprocessing, encoders):
         for i, number in enumerate(numbers):
             choice = choose_sample(number, pictures, seed=5)
             assert choice.reference == (choice.target + 1) % 4
+            assert batch.captions[i] == f"S*, number {choice.target}"
             target, reference = (
                 preprocessing(read(pictures.files[index])) for index in (choice.target, choice.reference)
             )
@@ -133,7 +142,7 @@ def test_a_cache_filled_and_read_by_workers_is_the_same(folder, preprocessing, e
         for workers in (0, 2)
     )
     for ours, theirs in zip(alone.batches(iter(NUMBERS)), helped.batches(iter(NUMBERS)), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert_same(ours, theirs)
 
 
 def test_pictures_read_by_workers_are_the_same(folder, preprocessing, encoders):
@@ -143,7 +152,7 @@ def test_pictures_read_by_workers_are_the_same(folder, preprocessing, encoders):
         for workers in (0, 2)
     )
     for ours, theirs in zip(alone.batches(NUMBERS), helped.batches(NUMBERS), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert_same(ours, theirs)
 
 
 def test_a_stream_gives_the_same_batches_with_workers_and_without(tmp_path, preprocessing, encoders):
@@ -154,7 +163,7 @@ def test_a_stream_gives_the_same_batches_with_workers_and_without(tmp_path, prep
         for stream, workers in zip(streams, (0, 2), strict=True)
     ]
     for ours, theirs in zip(*(source.batches(NUMBERS) for source in sources), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert_same(ours, theirs)
         assert torch.equal(ours.mean, ours.reference_latents)
     assert streams[0].place(9) == streams[1].place(9)
 
@@ -166,7 +175,7 @@ def test_flips_mirror_target_and_reference_alike(folder, preprocessing, encoders
     (samples,) = folder_samples([range(8)], pictures, seed=0, horizontal_flip=True)
     for number, sample in enumerate(samples):
         choice = choose_sample(number, pictures, seed=0, horizontal_flip=True)
-        pixels, reference_pixels, _ = prepared[sample]
+        pixels, reference_pixels, *_ = prepared[sample]
         assert torch.equal(pixels, preprocessing(read(pictures.files[choice.target]), flip=choice.flip)[0])
         assert torch.equal(reference_pixels, pixels)
         flips += choice.flip

@@ -47,7 +47,7 @@ def test_without_metadata_all_pictures_are_learnt_in_the_order_of_their_paths(fo
 def test_metadata_lists_targets_and_references(folder):
     write_metadata(
         folder,
-        {"file_name": "c.PNG", "ref_img": "a.jpg", "caption": "ignored"},
+        {"file_name": "c.PNG", "ref_img": "a.jpg", "text": " S*, smiling\n", "caption": "ignored"},
         "",
         {"file_name": "b/2.webp", "ref_img": ["c.PNG", "b/10.png"]},
     )
@@ -58,6 +58,8 @@ def test_metadata_lists_targets_and_references(folder):
     same = read_picture_folder(folder, reference="same")
     assert names(same, folder) == ["c.PNG", "b/2.webp"]
     assert same.references == ((0,), (1,))
+    assert same.captions == pictures.captions == ()
+    assert read_picture_folder(folder, placeholder="S*").captions == ("S*, smiling", "")
 
 
 def test_metadata_agrees_with_hugging_faces_imagefolder(folder):
@@ -96,6 +98,23 @@ def test_broken_metadata_is_refused(folder, rows, sentence):
     write_metadata(folder, *rows)
     with pytest.raises(ValueError, match=sentence):
         read_picture_folder(folder)
+
+
+@pytest.mark.parametrize("text", ["a man", "S* and S*", 3, "a man, " * 100])
+def test_a_caption_without_its_person_is_refused(folder, text):
+    write_metadata(folder, {"file_name": "c.PNG", "text": "S*"}, {"file_name": "a.jpg", "text": text})
+    sentence = r"The caption of '.*a.jpg' must be a text that holds 'S\*' exactly once, .*captions=False.*, got "
+    with pytest.raises(ValueError, match=sentence) as told:
+        read_picture_folder(folder, placeholder="S*")
+    assert repr(text)[:90] in str(told.value) and len(str(told.value).split(", got ")[1]) <= 102
+    assert read_picture_folder(folder).captions == ()
+
+
+def test_a_sample_has_the_caption_of_its_target():
+    pictures = PictureFolder(tuple(map(Path, "abc")), (0, 1, 2), ((1, 2), (0,), (2, 1)), ("S* a", "", "S* c"))
+    for number in range(20):
+        choice = choose_sample(number, pictures, seed=0)
+        assert choice.caption == ("S* a", "", "S* c")[choice.target]
 
 
 def test_references_must_be_there_when_they_are_asked_for(folder):

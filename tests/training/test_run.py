@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,14 +31,52 @@ def test_resolution_sets_the_size_of_latents_and_pictures(folders):
     assert (run.latent_shape, run.resolution) == ((4, 16, 16), 32)
     batch = next(run.source.batches([range(2)]))
     assert batch.mean.shape == (2, 4, 16, 16)
-    assert run.constants["positions"].tolist() == [4]
-    assert run.constants["input_ids"].shape == (1, 77)
+    input_ids, positions = run.prompt_tokens(range(2), ["", ""])
+    assert positions.tolist() == [4]
+    assert input_ids.shape == (1, 77)
     assert next(train_steps(run)).loss.isfinite()
 
 
 def test_prompts_can_be_left_unpadded(folders):
     run = start(short_run(**folders, pad_prompt=False))
-    assert run.constants["input_ids"].shape == (1, 6)
+    assert run.prompt_tokens([0], [""])[0].shape == (1, 6)
+
+
+def captioned_portraits(folder: Path, text: str) -> Path:
+    """Portraits that all have the same caption."""
+    folder.mkdir()
+    file = write_portraits(folder) / "metadata.jsonl"
+    rows = [json.loads(line) | {"text": text} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_captions_take_the_place_of_the_prompt(folders, tmp_path, caplog):
+    """Where every caption says the same, it is as if that were the prompt; without captions nothing is read."""
+    prompt, told = "a photo of S*, smiling", tmp_path / "told"
+    captioned_portraits(told, prompt)
+    with caplog.at_level("INFO"):
+        captioned = start(short_run(**folders | {"data": told}))
+    assert "5 of 5 pictures have a caption" in caplog.text
+    prompted = start(short_run(**folders, prompt=prompt))
+    deaf = start(short_run(**folders | {"data": told}, captions=False))
+    plain = start(short_run(**folders))
+    losses = [[record.loss.item() for record in train_steps(run)] for run in (captioned, prompted, deaf, plain)]
+    assert losses[0] == losses[1] != losses[2] == losses[3]
+
+
+@pytest.mark.parametrize(
+    "settings, text, sentence",
+    [
+        ({"pad_prompt": False}, "S*, smiling", "`pad_prompt` must be True where pictures have captions"),
+        ({}, "smiling", r"The caption of '.*anna-0.png' must be a text that holds 'S\*' exactly once"),
+        ({}, "a " * 80 + "S*", "needs 1 places, beyond the 77 tokens that the text encoder reads"),
+    ],
+)
+def test_captions_that_cannot_be_learnt_are_refused(folders, tmp_path, settings, text, sentence):
+    told = captioned_portraits(tmp_path / "told", text)
+    with pytest.raises(ValueError, match=sentence):
+        start(short_run(**folders | {"data": told}, **settings))
 
 
 def test_averaged_weights_are_lent_and_taken_back(folders):

@@ -30,14 +30,20 @@ def parquet(tmp_path) -> Path:
     return tmp_path / "parquet"
 
 
-def write_parquet(path: Path, *, columns, sides) -> None:
-    """Pictures of these sides in each column, and their names; two in each row group."""
+def write_parquet(path: Path, *, columns, sides, texts=None) -> None:
+    """Pictures of these sides in each column, and their names, texts beside them; two in each row group."""
     from datasets import Features, Value
     from datasets import Image as ImageFeature
 
-    schema = Features(dict.fromkeys(columns, ImageFeature()) | {"name": Value("string")}).arrow_schema
+    schema = Features(
+        dict.fromkeys(columns, ImageFeature())
+        | {"name": Value("string")}
+        | ({"text": Value("string")} if texts else {})
+    ).arrow_schema
     pictures = [{"bytes": encoded(side), "path": f"{side}.png"} for side in sides]
     rows = [dict.fromkeys(columns, picture) | {"name": picture["path"]} for picture in pictures]
+    if texts:
+        rows = [row | {"text": text} for row, text in zip(rows, texts, strict=True)]
     path.parent.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=2)
 
@@ -146,7 +152,43 @@ def test_pictures_are_those_of_the_shards(shards):
         key, url = sample.target.keywords["name"].removeprefix("sample ").split(" of ")
         with tarfile.open(url.strip("'")) as tar, Image.open(tar.extractfile(f"{key[1:-1]}.png")) as picture:
             assert np.array_equal(sample.target(), picture)
-        assert sample.reference is None and not sample.flip
+        assert sample.reference is None and not sample.flip and sample.caption == ""
+
+
+def test_captions_are_those_of_the_shards(shards, tmp_path):
+    (samples,) = stream(shards, placeholder="S*").samples([range(SHARDS * PICTURES)])
+    for sample in samples:
+        key, url = sample.target.keywords["name"].removeprefix("sample ").split(" of ")
+        with tarfile.open(url.strip("'")) as tar:
+            assert sample.caption == tar.extractfile(f"{key[1:-1]}.txt").read().decode()
+    write_tar(
+        tmp_path / "json" / "0.tar",
+        **{
+            "a__png": encoded(8),
+            "a__json": b'{"text": "S*, sad", "n": 1}',
+            "b__png": encoded(8),
+            "b__json": b'{"n": 2}',
+        },
+    )
+    (samples,) = stream(tmp_path / "json", placeholder="S*").samples([range(2)])
+    assert sorted(sample.caption for sample in samples) == ["", "S*, sad"]
+    write_parquet(tmp_path / "told" / "0.parquet", columns=("image",), sides=[8, 9], texts=["S* in a hat", None])
+    (samples,) = stream(tmp_path / "told", placeholder="S*").samples([range(2)])
+    assert {sample.target().size[0]: sample.caption for sample in samples} == {8: "S* in a hat", 9: ""}
+
+
+def test_a_caption_without_its_person_is_named_with_its_shard(tmp_path):
+    write_tar(tmp_path / "shards" / "7.tar", a__png=encoded(8), a__txt=b"a man in a hat")
+    sentence = r"The caption of \"sample 'a' of '.*7.tar'\" must .*, got 'a man in a hat'"
+    with pytest.raises(ValueError, match=sentence):
+        list(stream(tmp_path / "shards", placeholder="S*").samples([range(1)]))
+    (samples,) = stream(tmp_path / "shards").samples([range(1)])
+    assert samples[0].caption == ""
+    assert open_picture_stream(str(tmp_path / "shards"), captions=False).features.keys() == {
+        "png",
+        "__key__",
+        "__url__",
+    }
 
 
 def test_flips_belong_to_sample_numbers(shards):

@@ -121,7 +121,13 @@ def test_bfloat16_follows_float32(folders):
     [
         {},
         {"cache_latents": False, "horizontal_flip": True, "reference": "other"},
-        {"streaming": True, "cache_latents": False, "horizontal_flip": True, "shuffle_buffer": 3},
+        {
+            "streaming": True,
+            "cache_latents": False,
+            "horizontal_flip": True,
+            "shuffle_buffer": 3,
+            "caption_dropout": 0.5,
+        },
     ],
 )
 def test_an_interrupted_run_resumes_with_the_same_bits(folders, tmp_path, settings):

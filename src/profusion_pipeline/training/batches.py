@@ -107,12 +107,26 @@ class Batch(NamedTuple):
         std: Of the target latents' posterior `[B, C, h, w]`.
         reference_latents: Posterior mean of the references, which is what the pipeline gives PromptNet `[B, C, h, w]`.
         image_states: Vision states of the references `[B, N, V]`.
+        captions: Of the targets, as the data has them: B texts, empty where there is none.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     reference_latents: torch.Tensor
     image_states: torch.Tensor
+    captions: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch in float32 on a device; it is copied as it lies in memory, half as much if in half precision.
+
+        Args:
+            device: Where the models are.
+
+        Returns:
+            A new batch.
+        """
+        tensors = (part.to(device, non_blocking=True).float() for part in self[:-1])
+        return Batch(*tensors, self.captions)
 
 
 class CachedPictures:
@@ -180,7 +194,8 @@ class CachedPictures:
         choices = [choose_sample(number, self.pictures, seed=self.seed) for number in numbers]
         targets = torch.tensor([choice.target for choice in choices])  # [B]
         references = torch.tensor([choice.reference for choice in choices])  # [B]
-        return Batch(self.mean[targets], self.std[targets], self.mean[references], self.states[references])
+        captions = [choice.caption for choice in choices]
+        return Batch(self.mean[targets], self.std[targets], self.mean[references], self.states[references], captions)
 
 
 def folder_samples(
@@ -211,6 +226,7 @@ def folder_samples(
                 if choice.reference != choice.target
                 else None,
                 flip=choice.flip,
+                caption=choice.caption,
             )
             for choice in choices
         ]
@@ -252,7 +268,7 @@ class UncachedPictures:
             One batch for each.
         """
         # The samples themselves take the place of indices: chosen here, one after another, and opened by the workers.
-        for pixels, reference_pixels, vision_pixels in DataLoader(
+        for pixels, reference_pixels, vision_pixels, captions in DataLoader(
             self.prepared,
             batch_sampler=self.samples(numbers),
             num_workers=self.num_workers,
@@ -260,7 +276,7 @@ class UncachedPictures:
         ):
             mean, std = self.encoders.posterior(pixels)
             reference_latents, _ = self.encoders.posterior(reference_pixels)
-            yield Batch(mean, std, reference_latents, self.encoders.image_states(vision_pixels))
+            yield Batch(mean, std, reference_latents, self.encoders.image_states(vision_pixels), list(captions))
 
 
 def _open_file(file: Path) -> Image.Image:
@@ -282,8 +298,8 @@ class _PreparedSamples(Dataset):
     def __init__(self, preprocessing: Preprocessing):
         self.preprocessing = preprocessing
 
-    def __getitem__(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
         pixels, vision_pixels = self.preprocessing(sample.target(), flip=sample.flip)
         if sample.reference is None:
-            return pixels, pixels, vision_pixels
-        return pixels, *self.preprocessing(sample.reference(), flip=sample.flip)
+            return pixels, pixels, vision_pixels, sample.caption
+        return pixels, *self.preprocessing(sample.reference(), flip=sample.flip), sample.caption

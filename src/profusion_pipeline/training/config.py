@@ -58,8 +58,25 @@ class TrainingConfig:
     )
 
     # The sentence that S* must complete
-    prompt: str = setting("a photo of S*", help="The text under which S* must bring the picture back.")
-    placeholder: str = setting("S*", help="How the prompt writes the pseudo word; it must occur exactly once.")
+    prompt: str = setting(
+        "a photo of S*", help="The text under which S* must bring the picture back, where it has no caption."
+    )
+    placeholder: str = setting(
+        "S*", help="How prompt and captions write the pseudo word; it must occur in each exactly once."
+    )
+    captions: bool = setting(
+        True,
+        help='Learn a picture under its own caption where it has one, "a photo of S*, smiling, at the beach": what the '
+        "caption says S* need not. It is text in metadata.jsonl or parquet files, a .txt or the text of a .json in "
+        "WebDataset.",
+    )
+    caption_dropout: float = setting(
+        0.0,
+        help="Probability with which each comma-separated part of a caption is left out, drawn anew for every sample; "
+        "the part with the placeholder stays.",
+        minimum=0.0,
+        maximum=1.0,
+    )
     pad_prompt: bool = setting(
         True,
         help="Pad the prompt to the tokenizer's length, as sampling does (the authors trained unpadded: the UNet then "

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 METADATA_FILE = "metadata.jsonl"
-ORDER, CHOICE, NOISE = range(3)  # which generator of a seed
+ORDER, CHOICE, NOISE, CAPTION = range(4)  # which generator of a seed
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class PictureFolder:
         files: All picture files.
         targets: The pictures to learn, as indices into `files`.
         references: For each target the pictures of the same person that may be its reference, as indices into `files`.
+        captions: What each target shows besides the person, in a text with the placeholder; empty where there is none.
+            Nothing at all means that no target has one.
 
     Example:
         >>> PictureFolder((Path("a.png"), Path("b.png")), (0, 1), ((1,), (0,))).references[0]
@@ -40,25 +42,29 @@ class PictureFolder:
     files: tuple[Path, ...]
     targets: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
+    captions: tuple[str, ...] = ()
 
 
-def read_picture_folder(folder: str | Path, *, reference: str = "same") -> PictureFolder:
+def read_picture_folder(
+    folder: str | Path, *, reference: str = "same", placeholder: str | None = None
+) -> PictureFolder:
     """List the pictures of a folder in the layout of Hugging Face's `imagefolder`.
 
     With a `metadata.jsonl` in the folder, its lines are the pictures to learn: `{"file_name": "a/1.png", "ref_img":
-    ["a/2.png"]}`, names relative to the folder, `ref_img` one name or a list, other keys ignored. Without, all
-    pictures at every depth are, in the order of their paths.
+    ["a/2.png"], "text": "a photo of S*, smiling"}`, names relative to the folder, `ref_img` one name or a list, other
+    keys ignored. Without, all pictures at every depth are, in the order of their paths.
 
     Args:
         folder: The data set.
         reference: "same" (a picture is its own reference) or "other" (one of its `ref_img`).
+        placeholder: What stands for the person in captions (`text`); None leaves captions out.
 
     Returns:
-        The table of files, targets and references. No picture is opened.
+        The table of files, targets, references and captions. No picture is opened.
 
     Raises:
         ValueError: No such folder, no pictures in it, a line of metadata that is broken or names a file that isn't
-            there, or `reference="other"` and a picture without `ref_img`.
+            there, `reference="other"` and a picture without `ref_img`, or a caption without the placeholder.
 
     Example:
         >>> read_picture_folder("portraits", reference="other")  # doctest: +SKIP
@@ -74,7 +80,8 @@ def read_picture_folder(folder: str | Path, *, reference: str = "same") -> Pictu
             f"`reference` is 'other', so {str(metadata)!r} must exist and name other pictures of each person (ref_img)."
         )
     else:
-        rows = {path.relative_to(folder).as_posix(): () for path in sorted(folder.rglob("*")) if _is_picture(path)}
+        paths = [path for path in sorted(folder.rglob("*")) if _is_picture(path)]
+        rows = {path.relative_to(folder).as_posix(): _Row() for path in paths}
     if not rows:
         raise ValueError(
             f"`data` must hold at least one picture ({', '.join(PICTURE_SUFFIXES)}), found none in {str(folder)!r}."
@@ -82,7 +89,7 @@ def read_picture_folder(folder: str | Path, *, reference: str = "same") -> Pictu
     if reference == "same":
         references = {name: (name,) for name in rows}
     else:
-        references = rows
+        references = {name: row.others for name, row in rows.items()}
         for name, others in references.items():
             if not others:
                 raise ValueError(f"`reference` is 'other', so {name!r} must have a ref_img in {str(metadata)!r}.")
@@ -91,18 +98,55 @@ def read_picture_folder(folder: str | Path, *, reference: str = "same") -> Pictu
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{str(metadata)!r} must name files of its folder, {name!r} is not there.")
+    captions = ()
+    if placeholder is not None:
+        captions = tuple(checked_caption(row.text, placeholder, str(folder / name)) for name, row in rows.items())
     return PictureFolder(
         files=tuple(folder / name for name in names),
         targets=tuple(index[name] for name in rows),
         references=tuple(tuple(index[other] for other in others) for others in references.values()),
+        captions=captions,
     )
+
+
+def checked_caption(caption: object, placeholder: str, name: str) -> str:
+    """A caption as the data has it, if it can be learnt from.
+
+    Args:
+        caption: A text, or None.
+        placeholder: What stands for the person.
+        name: The picture's, for the error.
+
+    Returns:
+        The caption without space around it; empty if there is none.
+
+    Raises:
+        ValueError: It is no text, or doesn't hold the placeholder exactly once; the sentence names the picture.
+
+    Example:
+        >>> checked_caption(" a photo of S*, smiling\\n", "S*", "a.png")
+        'a photo of S*, smiling'
+    """
+    text = "" if caption is None else caption
+    if not isinstance(text, str) or (text.strip() and text.count(placeholder) != 1):
+        said = repr(caption)
+        raise ValueError(
+            f"The caption of {name!r} must be a text that holds {placeholder!r} exactly once, for the person "
+            f"(captions=False leaves captions out), got {said if len(said) <= 100 else said[:97] + '...'}."
+        )
+    return text.strip()
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
+class _Row(NamedTuple):
+    others: tuple[str, ...] = ()
+    text: object = None
+
+
+def _read_metadata(path: Path) -> dict[str, _Row]:
     rows = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -120,7 +164,7 @@ def _read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"{where} must have as `ref_img` one file name or a list of them, got {others!r}.")
         if row["file_name"] in rows:
             raise ValueError(f"{where} must name each file once, {row['file_name']!r} was there before.")
-        rows[row["file_name"]] = tuple(others)
+        rows[row["file_name"]] = _Row(tuple(others), row.get("text"))
     return rows
 
 
@@ -131,11 +175,13 @@ class Sample(NamedTuple):
         target: Opens the picture to learn.
         reference: Opens the reference photo; None if the target is its own reference.
         flip: Whether both are mirrored.
+        caption: Of the picture to learn; empty if it has none.
     """
 
     target: Callable[[], Image.Image]
     reference: Callable[[], Image.Image] | None
     flip: bool
+    caption: str = ""
 
 
 class SampleChoice(NamedTuple):
@@ -145,11 +191,13 @@ class SampleChoice(NamedTuple):
         target: The picture to learn, an index into `PictureFolder.files`.
         reference: The reference photo, likewise.
         flip: Whether both are mirrored.
+        caption: Of the picture to learn; empty if it has none.
     """
 
     target: int
     reference: int
     flip: bool
+    caption: str = ""
 
 
 def choose_sample(number: int, pictures: PictureFolder, *, seed: int, horizontal_flip: bool = False) -> SampleChoice:
@@ -162,7 +210,7 @@ def choose_sample(number: int, pictures: PictureFolder, *, seed: int, horizontal
         horizontal_flip: Mirror every second sample, at random.
 
     Returns:
-        Target, reference and flip.
+        Target, reference, flip and caption.
 
     Example:
         >>> pictures = PictureFolder((Path("a.png"), Path("b.png")), (0, 1), ((0,), (1,)))
@@ -172,13 +220,15 @@ def choose_sample(number: int, pictures: PictureFolder, *, seed: int, horizontal
     epoch, place = divmod(number, len(pictures.targets))
     row = _epoch_order(len(pictures.targets), seed, epoch)[place]
     candidates = pictures.references[row]
+    caption = pictures.captions[row] if pictures.captions else ""
     if len(candidates) == 1 and not horizontal_flip:  # nothing to draw: a generator would cost more than all the rest
-        return SampleChoice(pictures.targets[row], candidates[0], flip=False)
+        return SampleChoice(pictures.targets[row], candidates[0], flip=False, caption=caption)
     generator = np.random.default_rng((seed, CHOICE, number))
     return SampleChoice(
         target=pictures.targets[row],
         reference=candidates[generator.integers(len(candidates))],
         flip=horizontal_flip and bool(generator.integers(2)),
+        caption=caption,
     )
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..method.subject_prompt import tokenize_subject_prompts
 from .batches import CachedPictures, Encoders, Preprocessing, UncachedPictures, folder_samples
+from .captions import SamplePrompts
 from .checkpoints import checkpoint_path, delete_all_but_newest, part_of, replaced_folder
 from .components import load_training_components
 from .config import TrainingConfig
@@ -51,29 +51,35 @@ class TrainingRun:
     def __init__(self, config: TrainingConfig, accelerator: "Accelerator"):
         self.config, self.accelerator, self.step = config, accelerator, 0
         self.pictures = self.stream = None
+        placeholder = config.placeholder if config.captions else None
         if config.streaming:
             self.stream = PictureStream(
-                open_picture_stream(config.data),
+                open_picture_stream(config.data, captions=config.captions),
                 seed=config.seed,
                 shuffle_buffer=config.shuffle_buffer,
                 horizontal_flip=config.horizontal_flip,
+                placeholder=placeholder,
             )
         else:
-            self.pictures = read_picture_folder(config.data, reference=config.reference)
+            self.pictures = read_picture_folder(config.data, reference=config.reference, placeholder=placeholder)
+            captions = self.pictures.captions
+            logger.info("%d of %d pictures have a caption", sum(map(bool, captions)), len(self.pictures.targets))
         self.components = components = load_training_components(config)
         side = components.latent_side(config.resolution)
         self.latent_shape = (components.unet.config.in_channels, side, side)
         self.resolution = side * components.pixels_per_latent
-        input_ids, positions = tokenize_subject_prompts(
+        self.prompts = SamplePrompts(
             components.tokenizer,
-            [config.prompt],
-            placeholder=config.placeholder,
-            num_subject_tokens=components.promptnet.num_subject_tokens(side, side),
+            config.prompt,
+            config.placeholder,
+            components.promptnet.num_subject_tokens(side, side),
             pad=config.pad_prompt,
-        )  # [1, T], [1]
+            dropout=config.caption_dropout,
+            seed=config.seed,
+        )
+        self._check_captions()
+        self._prompt_alone = tuple(part.to(accelerator.device) for part in self.prompts.tokens([0], [""]))
         self.constants = dict(
-            input_ids=input_ids.to(accelerator.device),
-            positions=positions.to(accelerator.device),
             alphas_cumprod=components.noise_schedule.alphas_cumprod.to(accelerator.device),
             prediction_type=components.noise_schedule.config.prediction_type,
             snr_gamma=config.snr_gamma,
@@ -106,6 +112,32 @@ class TrainingRun:
         self.ema = None
         if config.ema_decay:
             self.ema = EMAModel(self.promptnet.parameters(), decay=config.ema_decay, foreach=True)
+
+    def prompt_tokens(self, numbers: Sequence[int], captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens of a batch's texts, on the run's device.
+
+        Args:
+            numbers: Sample numbers.
+            captions: Of the samples, empty where there is none.
+
+        Returns:
+            Ids and the first place of S*, `[B, T]` and `[B]`; `[1, T]` and `[1]` if no sample has a caption.
+        """
+        if not any(captions):
+            return self._prompt_alone
+        return tuple(part.to(self.accelerator.device) for part in self.prompts.tokens(numbers, captions))
+
+    def _check_captions(self) -> None:
+        captions = self.stream.caption_columns if self.stream else tuple(filter(None, self.pictures.captions))
+        if captions and not self.config.pad_prompt:
+            raise ValueError(
+                "`pad_prompt` must be True where pictures have captions, whose lengths differ; captions=False leaves "
+                "captions out, got False."
+            )
+        if self.pictures and captions:  # S* within the text encoder's length: asked before anything is encoded
+            placeholder = self.config.placeholder
+            beginnings = {caption.partition(placeholder)[0] + placeholder for caption in captions}
+            self.prompts.tokens(range(len(beginnings)), sorted(beginnings))
 
     def _open_pictures(self) -> CachedPictures | UncachedPictures:
         config, components, device = self.config, self.components, self.accelerator.device

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ..method.reference_images import load_reference_image
-from .data import CHOICE, ORDER, Sample
+from .data import CHOICE, ORDER, Sample, checked_caption
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -31,16 +31,22 @@ if TYPE_CHECKING:
 READ_ERRORS = (OSError, ValueError, EOFError, SyntaxError, tarfile.TarError, zlib.error)
 
 
-def open_picture_stream(data: str) -> "IterableDataset":
+# Where a sample may have its caption: a column of parquet files or of metadata.jsonl, a file of WebDataset. The first
+# that is there counts; of `json` it is the value of "text".
+CAPTION_COLUMNS = ("text", "txt", "json")
+
+
+def open_picture_stream(data: str, *, captions: bool = True) -> "IterableDataset":
     """Open a data set of pictures; only what tells of its columns is read.
 
     Args:
         data: Folder or Hub id of a data set with one picture per sample, in any format that `datasets` streams: shards
             of WebDataset (.tar), parquet files, plain pictures. Its split `train` is taken.
+        captions: Whether columns that may hold captions are kept: `text`, `txt`, `json`.
 
     Returns:
-        The stream, with the column `image`, or the only one that holds pictures, still encoded, and with `__key__` and
-        `__url__` where WebDataset gives them.
+        The stream, with the column `image`, or the only one that holds pictures, still encoded, with the columns of
+        captions, and with `__key__` and `__url__` where WebDataset gives them.
 
     Raises:
         ValueError: `datasets` can't open it, or it isn't plain which column holds the pictures.
@@ -65,7 +71,8 @@ def open_picture_stream(data: str) -> "IterableDataset":
             f"`data` must have one column of pictures, or one that is called 'image'; {data!r} has {pictures} among "
             f"{list(columns)}."
         )
-    dataset = dataset.select_columns([*pictures, *(name for name in ("__key__", "__url__") if name in columns)])
+    others = (*(CAPTION_COLUMNS if captions else ()), "__key__", "__url__")
+    dataset = dataset.select_columns([*pictures, *(name for name in others if name in columns)])
     return dataset.cast_column(*pictures, ImageFeature(decode=False))
 
 
@@ -91,6 +98,7 @@ class PictureStream:
         seed: Of the run.
         shuffle_buffer: Samples of a block; they are kept in memory as encoded files.
         horizontal_flip: Mirror every second sample, at random.
+        placeholder: What stands for the person in captions; None leaves captions out.
 
     Example:
         >>> stream = PictureStream(open_picture_stream("shards"), seed=0, shuffle_buffer=1000)  # doctest: +SKIP
@@ -98,10 +106,19 @@ class PictureStream:
         >>> sample.target().size  # doctest: +SKIP
     """
 
-    def __init__(self, dataset: "IterableDataset", *, seed: int, shuffle_buffer: int, horizontal_flip: bool = False):
+    def __init__(
+        self,
+        dataset: "IterableDataset",
+        *,
+        seed: int,
+        shuffle_buffer: int,
+        horizontal_flip: bool = False,
+        placeholder: str | None = None,
+    ):
         self.dataset, self.seed = dataset, seed
-        self.shuffle_buffer, self.horizontal_flip = shuffle_buffer, horizontal_flip
+        self.shuffle_buffer, self.horizontal_flip, self.placeholder = shuffle_buffer, horizontal_flip, placeholder
         self.column = next(name for name in dataset.features if not name.startswith("__"))
+        self.caption_columns = tuple(name for name in CAPTION_COLUMNS if placeholder and name in dataset.features)
         self._starts = deque([BlockStart(0, 0, None)])
         self._taken = 0
 
@@ -116,7 +133,7 @@ class PictureStream:
             One batch for each.
 
         Raises:
-            ValueError: The stream can't be read on, or is empty.
+            ValueError: The stream can't be read on, or is empty, or a caption doesn't hold the placeholder.
         """
         examples = enumerate(self._shuffled(), start=self._taken)
         for batch in numbers:
@@ -177,7 +194,16 @@ class PictureStream:
             target=partial(open_encoded_picture, example[self.column], name=self._name(example)),
             reference=None,
             flip=self.horizontal_flip and bool(np.random.default_rng((self.seed, CHOICE, number)).integers(2)),
+            caption=self._caption(example),
         )
+
+    def _caption(self, example: dict) -> str:
+        if not self.caption_columns:
+            return ""
+        said = example[self.caption_columns[0]]
+        if isinstance(said, dict):
+            said = said.get("text")
+        return checked_caption(said, self.placeholder, self._name(example))
 
     def _name(self, example: dict) -> str:
         if "__key__" in example:

@@ -72,14 +72,15 @@ def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
         ...     print(record.step, record.loss.item())
     """
     config, accelerator = run.config, run.accelerator
-    numbers, again = itertools.tee(
+    numbers, for_pictures, for_noise = itertools.tee(
         batch_numbers(
             run.step,
             batch_size=config.batch_size,
             accumulation=config.gradient_accumulation_steps,
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
-        )
+        ),
+        3,
     )
     draw = partial(
         draw_noise,
@@ -87,8 +88,8 @@ def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
         num_timesteps=run.components.noise_schedule.config.num_train_timesteps,
         latent_shape=run.latent_shape,
     )
-    draws = load_batches(draw, again, ahead=config.num_workers > 0, pin_memory=accelerator.device.type == "cuda")
-    batches = zip(run.source.batches(numbers), draws, strict=True)
+    draws = load_batches(draw, for_noise, ahead=config.num_workers > 0, pin_memory=accelerator.device.type == "cuda")
+    batches = zip(numbers, run.source.batches(for_pictures), draws, strict=True)
     while run.step < config.max_steps:
         started = time.perf_counter()
         learning_rate = run.lr_scheduler.get_last_lr()[0]
@@ -99,12 +100,12 @@ def train_steps(run: TrainingRun) -> Iterator[TrainingStep]:
         yield TrainingStep(run.step, sum(losses) / len(losses), learning_rate, time.perf_counter() - started)
 
 
-def _learn(run: TrainingRun, batch: Batch, draws: NoiseDraws) -> torch.Tensor:
+def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch, draws: NoiseDraws) -> torch.Tensor:
     """Forward and backward pass of one batch; the optimiser's step if it is the last of an accumulation."""
     config, accelerator = run.config, run.accelerator
-    # As they lie in memory: half as much to copy where it is half precision.
-    batch = Batch(*(part.to(accelerator.device, non_blocking=True).float() for part in batch))
+    batch = batch.to(accelerator.device)
     draws = NoiseDraws(*(part.to(accelerator.device, non_blocking=True) for part in draws))
+    input_ids, positions = run.prompt_tokens(numbers, batch.captions)
     with accelerator.accumulate(run.promptnet):
         loss = _gradients(
             run,
@@ -113,6 +114,8 @@ def _learn(run: TrainingRun, batch: Batch, draws: NoiseDraws) -> torch.Tensor:
             image_states=batch.image_states,
             noise=draws.noise,
             timesteps=draws.timesteps,
+            input_ids=input_ids,
+            positions=positions,
         )
         if accelerator.sync_gradients and config.max_grad_norm:
             accelerator.clip_grad_norm_(run.promptnet.parameters(), config.max_grad_norm)
