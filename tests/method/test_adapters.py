@@ -1,14 +1,17 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from concepts import learn
 from profusion_pipeline.method.adapters import (
-    RowAdapters,
     base_hash,
     base_weights,
-    changed_weights,
+    computed_by,
+    follow_rows,
     keep_active,
+    with_changes,
 )
 from tiny import make_components
 
@@ -93,13 +96,16 @@ def test_base_weights_are_named_as_without_compiling():
     assert base_weights(compiled).keys() == base_weights(layer).keys()
 
 
-def test_changed_weights_come_back_after_an_error():
-    layer = nn.Linear(2, 2)
-    weight, values = layer.weight.data_ptr(), layer.weight.clone()
-    with pytest.raises(RuntimeError), changed_weights(layer, {"weight": torch.ones(2, 2)}, 2.0):
-        torch.testing.assert_close(layer.weight, values + 2)
-        raise RuntimeError
-    assert layer.weight.data_ptr() == weight and torch.equal(layer.weight, values)
+def test_a_changed_model_stands_beside_the_one_that_it_is_made_of(pipe):
+    """Only what is changed is another tensor; what both give is what their weights say."""
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    change = torch.ones_like(pipe.unet.get_parameter(name))
+    before = {name: weight.clone() for name, weight in pipe.unet.named_parameters()}
+    changed = with_changes(pipe.unet, {name: change}, 0.5)
+    assert type(changed) is type(pipe.unet) and changed.config == pipe.unet.config
+    for (one, weight), (_, other) in zip(pipe.unet.named_parameters(), changed.named_parameters(), strict=True):
+        assert (weight is other) == (one != name) and torch.equal(weight, before[one])
+    torch.testing.assert_close(changed.get_parameter(name), before[name] + 0.5)
 
 
 # --- Rows -----------------------------------------------------------------------------------------------------------
@@ -113,16 +119,18 @@ def test_rows_are_told_apart_and_forgotten_after_an_error(pipe):
         config = peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
         with keep_active(pipe.unet):
             pipe.unet.add_adapter(config, name)
-    rows, batch = RowAdapters(), torch.randn(3, layer.to_q.in_features)
-    rows.follow(pipe.unet)
+    follow_rows(pipe.unet)
+    follow_rows(pipe.unet)  # once is enough
+    assert len(layer.to_q._forward_pre_hooks) == 1
+    batch = torch.randn(3, layer.to_q.in_features)
     alone = {"__base__": layer.to_q.base_layer(batch)}
     for name in ("one", "two"):
         change = layer.to_q.lora_B[name](layer.to_q.lora_A[name](batch)) * layer.to_q.scaling[name]
         alone[name] = alone["__base__"] + change
-    with pytest.raises(KeyError), rows.computed_by(("two", "__base__", "one")):
+    with pytest.raises(KeyError), computed_by(pipe.unet, ("two", "__base__", "one")):
         for i, name in enumerate(("two", "__base__", "one")):
             torch.testing.assert_close(layer.to_q(batch)[i], alone[name][i])
+        with ThreadPoolExecutor(1) as another:  # knows nothing of these rows
+            assert torch.equal(another.submit(layer.to_q, batch).result(), alone["__base__"])
         raise KeyError
     assert torch.equal(layer.to_q(batch), alone["__base__"])
-    rows.follow(nn.Linear(1, 1))  # elsewhere: its hooks are gone here
-    assert not layer.to_q._forward_pre_hooks

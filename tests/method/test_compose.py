@@ -390,7 +390,7 @@ def test_texts_encoded_beforehand(pipe):
         pictures_of(pipe, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds),
         pictures_of(pipe, class_prompt=texts["prompt"], negative_prompt="blue"),
     )
-    with pytest.raises(ValueError, match=r"`prompt` must not hold the placeholder 'S\*' here, but 'a S\*' does"):
+    with pytest.raises(ValueError, match=r"`prompt` must not hold the placeholder 'S\*', got 'a S\*'"):
         pipe.encode_prompt(["a dog", "a S*"])
 
 

@@ -179,7 +179,7 @@ def test_concepts_are_laid_out_once_per_call_and_not_at_every_step(pipe, learnt,
     count(torch.Tensor, "tolist")  # waits for a GPU
     count(nn.Module, "register_forward_pre_hook")
     count(pipe, "_adapters_of")
-    count(adapters, "changed_weights")
+    count(adapters, "with_changes")
     work = []
     for steps in (1, 4):
         counts.clear()
@@ -187,7 +187,7 @@ def test_concepts_are_laid_out_once_per_call_and_not_at_every_step(pipe, learnt,
         work.append(dict(counts))
     assert work[0] == work[1]
     assert work[0]["_adapters_of"] == 2  # both stages
-    assert work[0].get("changed_weights", 0) == (2 if name == "full" else 0)  # UNet and PromptNet
+    assert work[0].get("with_changes", 0) == (2 if name == "full" else 0)  # UNet and PromptNet
 
 
 def test_a_callback_changes_the_scale_from_the_next_step_on(pipe, learnt):
@@ -409,7 +409,7 @@ def test_several_and_none_named(pipe, learnt):
 
 def test_contradictions_of_a_call(pipe, learnt):
     pipe.load_concept(learnt["ada"], name="ada")
-    with pytest.raises(ValueError, match="`concept` has 1 entries, but there are 2 prompts"):
+    with pytest.raises(ValueError, match="`concept` must have an entry for each of 2 prompts, got 1"):
         sample(pipe, concept=["ada"])
     with pytest.raises(ValueError, match="`concept` holds its own subject: give it, or `image` or `subject`, not both"):
         sample(pipe, concept="ada", image=photo())

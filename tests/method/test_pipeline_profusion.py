@@ -372,66 +372,74 @@ BAD = [
     (dict(prompt=""), ValueError, r"The prompt '' holds the placeholder 'S\*' 0 times"),
     (dict(prompt="S* and S*"), ValueError, r"'S\*' 2 times"),
     (dict(prompt="dog " * 80 + "S*"), ValueError, "at token 81 .* beyond the 77 tokens"),
-    (dict(prompt=3), TypeError, "`prompt` must be a text or a list of texts, not 3"),
+    (dict(prompt=3), TypeError, "`prompt` must be a text or a list of texts, got 3"),
     (dict(prompt=["S*", 3]), TypeError, "`prompt` must be a text or a list of texts"),
-    (dict(prompt=[]), ValueError, "`prompt` is an empty list"),
-    (dict(class_noun=None), ValueError, "`class_noun` and `class_prompt` are both None"),
-    (dict(class_noun=3), TypeError, "`class_noun` must be a text or a list of texts, not 3"),
-    (dict(class_noun=["a", "b"]), ValueError, "`class_noun` has 2 entries, but there are 1 prompts"),
-    (dict(class_prompt=["a", "b"]), ValueError, "`class_prompt` has 2 entries, but there are 1 prompts"),
-    (dict(negative_prompt=["a", "b"]), ValueError, "`negative_prompt` has 2 entries"),
+    (dict(prompt=[]), ValueError, "`prompt` must have at least one text, got an empty list"),
+    (dict(class_noun=None), ValueError, "`class_noun` or `class_prompt` must say the prompt without"),
+    (dict(class_noun=3), TypeError, "`class_noun` must be a text or a list of texts, got 3"),
+    (dict(class_noun=["a", "b"]), ValueError, "`class_noun` must have an entry for each of 1 prompts, got 2"),
+    (dict(class_prompt=["a", "b"]), ValueError, "`class_prompt` must have an entry for each of 1 prompts, got 2"),
+    (dict(negative_prompt=["a", "b"]), ValueError, "`negative_prompt` must have an entry for each of 1 prompts, got 2"),
     (dict(negative_prompt=3), TypeError, "`negative_prompt` must be a text"),
-    (dict(prompt=["S*", "S*"], image=[picture()]), ValueError, "`image` has 1 entries, but there are 2 prompts"),
-    (dict(image=None), ValueError, "`image` and `subject` are both None"),
-    (dict(subject="ada"), ValueError, "`image` and `subject` are both given"),
-    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding .* not str"),
+    (
+        dict(prompt=["S*", "S*"], image=[picture()]),
+        ValueError,
+        "`image` must have an entry for each of 2 prompts, got 1",
+    ),
+    (dict(image=None), ValueError, "`image` or `subject` must be given"),
+    (dict(subject="ada"), ValueError, "`image` and `subject` must not both be given"),
+    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding .* got str"),
     (dict(image=[]), ValueError, "`image` is an empty list"),
     (dict(image="nowhere.png"), ValueError, "nowhere.png"),
     (dict(image=3), TypeError, "int"),
-    (dict(image_weights=[-1.0]), ValueError, "`image_weights` must be a finite number of at least 0, not -1.0"),
-    (dict(image_weights=[0.0]), ValueError, "`image_weights` are all 0"),
-    (dict(image_weights=[1.0, 2.0]), ValueError, "`image_weights` has 2 entries, but there are 1 references"),
-    (dict(image_weights=["a"]), TypeError, "`image_weights` must be a number, not 'a'|for each reference"),
-    (dict(image_weights=1.0), TypeError, "`image_weights` must have a number for each reference, not 1.0"),
-    (dict(height=20), ValueError, "multiples of 16 and at least 16, not 20 and 16"),
-    (dict(width=16.0), TypeError, "`width` must be a whole number, not 16.0"),
+    (dict(image_weights=[-1.0]), ValueError, "`image_weights` must be a finite number of at least 0, got -1.0"),
+    (dict(image_weights=[0.0]), ValueError, "`image_weights` must not all be 0"),
+    (dict(image_weights=[1.0, 2.0]), ValueError, "`image_weights` must have an entry for each of 1 references, got 2"),
+    (dict(image_weights=["a"]), TypeError, "`image_weights` must be a number, got 'a'|for each reference"),
+    (dict(image_weights=1.0), TypeError, "`image_weights` must have a number for each reference, got 1.0"),
+    (dict(height=20), ValueError, "multiples of 16 and at least 16, got 20 and 16"),
+    (dict(width=16.0), TypeError, "`width` must be a whole number, got 16.0"),
     (dict(latents=torch.zeros(1, 4, 9, 8)), ValueError, r"`latents` must have the shape \(1, 4, 8, 8\)"),
     (dict(latents=torch.zeros(1, 4, 8, 8).half()), TypeError, "`latents` must be of the pipeline's dtype .*float32"),
-    (dict(latents=[0]), TypeError, "`latents` must be a tensor, not list"),
+    (dict(latents=[0]), TypeError, "`latents` must be a tensor, got list"),
     (dict(prompt_embeds=torch.zeros(2, 77, 32)), ValueError, r"`prompt_embeds` must have the shape \(1, 77, 32\)"),
     (dict(negative_prompt_embeds=torch.zeros(1, 7, 32)), ValueError, "`negative_prompt_embeds` must have the shape"),
-    (dict(prompt_embeds=torch.zeros(1, 77, 32), class_prompt="a"), ValueError, "`class_prompt` and `prompt_embeds`"),
-    (dict(generator=[seeded()] * 2), ValueError, "`generator` has 2 entries, but the call makes 1 pictures"),
-    (dict(generator=3), TypeError, "`generator` must be a torch.Generator or a list of them, not 3"),
-    (dict(num_inference_steps=0), ValueError, "`num_inference_steps` must be at least 1, not 0"),
-    (dict(num_inference_steps=-5), ValueError, "`num_inference_steps` must be at least 1, not -5"),
-    (dict(num_inference_steps=5.0), TypeError, "`num_inference_steps` must be a whole number, not 5.0"),
-    (dict(num_fusion_steps=-1), ValueError, "`num_fusion_steps` must be at least 0, not -1"),
-    (dict(num_fusion_steps=True), TypeError, "`num_fusion_steps` must be a whole number, not True"),
+    (
+        dict(prompt_embeds=torch.zeros(1, 77, 32), class_prompt="a"),
+        ValueError,
+        "`class_prompt` and `prompt_embeds` must not both be given",
+    ),
+    (dict(generator=[seeded()] * 2), ValueError, "`generator` must have an entry for each of 1 pictures, got 2"),
+    (dict(generator=3), TypeError, "`generator` must be a torch.Generator or a list of them, got 3"),
+    (dict(num_inference_steps=0), ValueError, "`num_inference_steps` must be at least 1, got 0"),
+    (dict(num_inference_steps=-5), ValueError, "`num_inference_steps` must be at least 1, got -5"),
+    (dict(num_inference_steps=5.0), TypeError, "`num_inference_steps` must be a whole number, got 5.0"),
+    (dict(num_fusion_steps=-1), ValueError, "`num_fusion_steps` must be at least 0, got -1"),
+    (dict(num_fusion_steps=True), TypeError, "`num_fusion_steps` must be a whole number, got True"),
     (dict(num_images_per_prompt=0), ValueError, "`num_images_per_prompt` must be at least 1"),
     *(
-        (dict([(name, value)]), ValueError, f"`{name}` must be a finite number of at least 0, not {value}")
+        (dict([(name, value)]), ValueError, f"`{name}` must be a finite number of at least 0, got {value}")
         for name in ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "fusion_subject_scale")
         for value in (float("nan"), float("inf"), -1.0)
     ),
     (dict(eta=-1.0), ValueError, "`eta` must be a finite number"),
-    (dict(guidance_scale="7"), TypeError, "`guidance_scale` must be a number, not '7'"),
-    (dict(fusion_eta=2.0), ValueError, r"`fusion_eta` must be at most 1\.\d+ with this schedule, not 2.0"),
+    (dict(guidance_scale="7"), TypeError, "`guidance_scale` must be a number, got '7'"),
+    (dict(fusion_eta=2.0), ValueError, r"`fusion_eta` must be at most 1\.\d+ with this schedule, got 2.0"),
     (dict(fusion_eta=float("nan")), ValueError, "`fusion_eta` must be a finite number"),
-    (dict(fusion_start=-0.1), ValueError, "`fusion_start` must be a finite number of at least 0, not -0.1"),
-    (dict(fusion_end="1"), TypeError, "`fusion_end` must be a number, not '1'"),
+    (dict(fusion_start=-0.1), ValueError, "`fusion_start` must be a finite number of at least 0, got -0.1"),
+    (dict(fusion_end="1"), TypeError, "`fusion_end` must be a number, got '1'"),
     (dict(fusion_start=0.5, fusion_end=0.5), ValueError, "`fusion_start` must be less than `fusion_end`, and that at"),
-    (dict(fusion_end=1.5), ValueError, "and that at most 1, not 0.0 and 1.5"),
-    (dict(strength=0.0), ValueError, r"`strength` must be in \(0, 1\], not 0.0"),
-    (dict(strength=1.5), ValueError, r"`strength` must be in \(0, 1\], not 1.5"),
-    (dict(strength=0.1), ValueError, "`strength` 0.1 leaves none of 3 steps"),
-    (dict(cross_attention_kwargs=0.5), TypeError, "`cross_attention_kwargs` must be a dictionary, not 0.5"),
-    (dict(cross_attention_kwargs=dict(scale="0.5")), TypeError, "`scale` must be a number, not '0.5'"),
-    (dict(output_type="jpg"), ValueError, "`output_type` must be 'pil' or 'np' or 'pt' or 'latent', not 'jpg'"),
+    (dict(fusion_end=1.5), ValueError, "and that at most 1, got 0.0 and 1.5"),
+    (dict(strength=0.0), ValueError, r"`strength` must be in \(0, 1\], got 0.0"),
+    (dict(strength=1.5), ValueError, r"`strength` must be in \(0, 1\], got 1.5"),
+    (dict(strength=0.1), ValueError, "`strength` must leave at least one of 3 steps, got 0.1"),
+    (dict(cross_attention_kwargs=0.5), TypeError, "`cross_attention_kwargs` must be a dictionary, got 0.5"),
+    (dict(cross_attention_kwargs=dict(scale="0.5")), TypeError, r"kwargs\[.scale.\]` must be a number, got '0.5'"),
+    (dict(output_type="jpg"), ValueError, "`output_type` must be 'pil' or 'np' or 'pt' or 'latent', got 'jpg'"),
     (
         dict(callback_on_step_end_tensor_inputs=["noise"]),
         ValueError,
-        "must be 'latents' or .*, not 'noise'",
+        "must be 'latents' or .*, got 'noise'",
     ),
 ]
 
@@ -466,8 +474,14 @@ def test_unfit_scheduler_is_named_before_any_work():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(text_embed_dim=40), "`promptnet` doesn't fit `text_encoder`: its `text_embed_dim` is 40, .* is 32"),
-        (dict(image_embed_dim=40), "`promptnet` doesn't fit `image_encoder`: its `image_embed_dim` is 40, .* is 24"),
+        (
+            dict(text_embed_dim=40),
+            "`promptnet` must fit `text_encoder`, whose `hidden_size` is 32, got one with `text_embed_dim` 40",
+        ),
+        (
+            dict(image_embed_dim=40),
+            "`promptnet` must fit `image_encoder`, whose `hidden_size` is 24, got one with `image_embed_dim` 40",
+        ),
     ],
 )
 def test_promptnet_of_another_width(pipe, settings, message):
@@ -480,10 +494,10 @@ def test_promptnet_of_another_width(pipe, settings, message):
 
 def test_subject_of_another_pipeline_or_size(pipe):
     subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 99), torch.ones(1))
-    with pytest.raises(ValueError, match="vision states 99 wide, but PromptNet reads 4 and 24"):
+    with pytest.raises(ValueError, match="vision states 24 wide, which this PromptNet reads, got 4 and 99"):
         latents_of(pipe, subject=subject)
     subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 24), torch.ones(1))
-    with pytest.raises(ValueError, match="`subject` was encoded for pictures of 16 x 16, not 32 x 16"):
+    with pytest.raises(ValueError, match="`subject` must be encoded for pictures of 32 x 16, got one for 16 x 16"):
         latents_of(pipe, subject=subject, height=32)
 
 

@@ -36,8 +36,8 @@ class EvaluationConfig:
     )
     questions: tuple[int, ...] = setting(
         (1, 2, 3, 4, 5),
-        help="Which are asked: 1 systems, 2 guidance, 3 fusion, 4 pre-training and augmentation, 5 schedulers, 6 what each system costs "
-        "(alone, so let nothing else run).",
+        help="Which are asked: 1 systems, 2 guidance, 3 fusion, 4 pre-training and augmentation, 5 schedulers, 6 what "
+        "each system costs (alone, so let nothing else run).",
     )
     weights: str | None = setting(None, help="Folder of pre-trained rivals (e4t, l2, plain), for those systems.")
 

@@ -1,15 +1,17 @@
 """What a concept changes in a model: adapters of PEFT that compute some rows of a batch, or the weights themselves."""
 
+import copy
 import hashlib
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 SAMPLED = 2**16  # entries of a weight that count for the hash, at most
@@ -137,80 +139,109 @@ def remove_adapter(model: nn.Module, name: str) -> None:
         model.unload_lora()
 
 
-class RowAdapters:
-    """Says which adapter of a model computes which row of a batch: PEFT's layers are told by hooks.
+# The adapter of each row of the batch that this thread is predicting. Hooks on a layer are shared by all pipelines
+# around its model, so what they read must belong to one thread.
+_ROWS: ContextVar[tuple[str, ...]] = ContextVar("adapters of rows", default=())
 
-    The hooks stay as long as the adapters do, so that a prediction only says whose rows it has.
+
+class _CompiledRows:
+    """What compiled code reads instead: torch.compile traces no context variable. One thread at a time."""
+
+    names: tuple[str, ...] = ()
+    lock = threading.RLock()
+
+
+def follow_rows(model: nn.Module) -> None:
+    """Let the layers that have adapters ask, whenever they run, which of them computes which row.
+
+    Args:
+        model: With adapters of PEFT, or without.
 
     Example:
-        >>> rows = RowAdapters()
-        >>> rows.follow(pipe.unet)  # doctest: +SKIP
-        >>> with rows.computed_by(("__base__", "concept_ada")):  # doctest: +SKIP
+        >>> follow_rows(pipe.unet)  # doctest: +SKIP
+        >>> with computed_by(pipe.unet, ("__base__", "ada")):  # doctest: +SKIP
         ...     output = pipe.unet(latents, t, states)
     """
-
-    def __init__(self):
-        self._names: tuple[str, ...] = ()
-        self._hooks: list[RemovableHandle] = []
-
-    def follow(self, model: nn.Module) -> None:
-        """Put hooks on the layers that have adapters now, in place of those of before.
-
-        Args:
-            model: With adapters of PEFT or without.
-        """
-        for hook in self._hooks:
-            hook.remove()
-        layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
-        self._hooks = [layer.register_forward_pre_hook(self._tell, with_kwargs=True) for layer in layers]
-
-    @contextmanager
-    def computed_by(self, names: tuple[str, ...]) -> Iterator[None]:
-        """In the block, row i of every batch is computed with the adapter `names[i]`.
-
-        Args:
-            names: One for each row, "__base__" for none; or nothing, for the adapters that are active.
-
-        Yields:
-            Nothing.
-        """
-        self._names = names
-        try:
-            yield
-        finally:
-            self._names = ()
-
-    def _tell(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        return (args, kwargs | {"adapter_names": self._names}) if self._names else None
+    for layer in model.modules():
+        if hasattr(layer, "lora_A") and _tell_rows not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_tell_rows, with_kwargs=True)
 
 
 @contextmanager
-def changed_weights(model: nn.Module, changes: dict[str, torch.Tensor], scale: float) -> Iterator[None]:
-    """W + scale ΔW in place of W while the block runs; afterwards the very tensors of before.
+def computed_by(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """In the block, row i of every batch of this thread is computed with the adapter `names[i]`.
+
+    Args:
+        model: After [`follow_rows`].
+        names: One for each row, "__base__" for none; or nothing, for the adapters that are active.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with computed_by(nn.Linear(2, 2), ()):
+        ...     pass
+    """
+    before = _ROWS.set(names)
+    try:
+        if is_compiled(model):
+            with _CompiledRows.lock:
+                _CompiledRows.names = names
+                yield
+        else:
+            yield
+    finally:
+        _ROWS.reset(before)
+
+
+def _tell_rows(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    names = _CompiledRows.names if torch.compiler.is_compiling() else _ROWS.get()
+    return (args, kwargs | {"adapter_names": names}) if names else None
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, was given to `torch.compile`.
+
+    Args:
+        model: Any.
+
+    Returns:
+        True if so, in place or wrapped.
+
+    Example:
+        >>> is_compiled(nn.Linear(2, 2))
+        False
+    """
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
+
+
+def with_changes(model: nn.Module, changes: dict[str, torch.Tensor], scale: float) -> nn.Module:
+    """A model with W + scale ΔW in place of W, beside the one that it is made of.
+
+    It shares every weight that isn't changed. The model itself stays as it is, because other calls may be computing
+    with it at this moment. A compiled model is not compiled again for it.
 
     Args:
         model: Whose weights they are.
         changes: ΔW of each changed weight, by its name.
         scale: By which the changes are multiplied.
 
-    Yields:
-        Nothing.
+    Returns:
+        A model of the same class.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> with torch.no_grad(), changed_weights(layer, {"weight": 2 - layer.weight}, 1.0):
-        ...     layer.weight.item()
-        2.0
+        >>> changed = with_changes(layer, {"weight": 2 - layer.weight.data}, 1.0)
+        >>> changed.weight.item(), changed.weight is layer.weight
+        (2.0, False)
     """
+    model = getattr(model, "_orig_mod", model)
     weights = base_weights(model)
-    before = {name: weights[name].data for name in changes}
-    try:
-        for name, change in changes.items():
-            weights[name].data = before[name] + scale * change.to(before[name])
-        yield
-    finally:
-        for name, data in before.items():
-            weights[name].data = data
+    in_place_of = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for name, change in changes.items():
+        changed = weights[name].data + scale * change.to(weights[name])
+        in_place_of[id(weights[name])] = nn.Parameter(changed, requires_grad=False)
+    return copy.deepcopy(model, in_place_of)
 
 
 def is_offloaded(model: nn.Module) -> bool:

@@ -1,289 +1,319 @@
-"""What a call of the pipeline may be given, checked before any model runs: name, value and expectation."""
+"""What a call is given, checked before any model runs, as plain numbers and with one entry for each prompt.
+
+A check gives back what it has checked, a number of numpy as one of Python; an error says name, expectation and value.
+"""
 
 import math
+import operator
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
 
-def check_number(name: str, value: Any, *, at_least: float = 0) -> None:
-    """A setting that must be a finite number.
+def shown(value: Any) -> str:
+    """A value as an error shows it: its `repr`, cut where it is long.
 
     Args:
-        name: Of the setting.
-        value: What was given.
-        at_least: The smallest number allowed.
+        value: Anything.
 
-    Raises:
-        TypeError: It isn't a number.
-        ValueError: It isn't finite, or too small.
+    Returns:
+        At most 100 characters.
 
     Example:
-        >>> check_number("guidance_scale", 7.0)
+        >>> shown("S* " * 1000)
+        "'S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* S* ..."
     """
+    text = type(value).__name__ if isinstance(value, torch.Tensor) else repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+# --- Numbers --------------------------------------------------------------------------------------------------------
+
+
+def check_number(name: str, value: Any, *, at_least: float = 0) -> float:
+    """A setting that must be a finite number."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a number, not {value!r}.")
+        raise TypeError(f"`{name}` must be a number, got {shown(value)}.")
     if not math.isfinite(value) or value < at_least:
-        raise ValueError(f"`{name}` must be a finite number of at least {at_least}, not {value!r}.")
+        raise ValueError(f"`{name}` must be a finite number of at least {at_least}, got {shown(value)}.")
+    return float(value)
 
 
-def check_window(start_name: str, start: Any, end_name: str, end: Any) -> None:
-    """Two shares that must be the bounds of a part.
-
-    Args:
-        start_name: Of the first setting.
-        start: What was given for it.
-        end_name: Of the second setting.
-        end: What was given for it.
-
-    Raises:
-        TypeError: One isn't a number.
-        ValueError: One is outside 0 to 1, or the part is empty.
-
-    Example:
-        >>> check_window("fusion_start", 0.0, "fusion_end", 0.5)
-    """
-    check_number(start_name, start)
-    check_number(end_name, end)
-    if not start < end <= 1:
-        raise ValueError(
-            f"`{start_name}` must be less than `{end_name}`, and that at most 1, not {start!r} and {end!r}."
-        )
-
-
-def check_count(name: str, value: Any, *, at_least: int) -> None:
-    """A setting that must be a whole number.
-
-    Args:
-        name: Of the setting.
-        value: What was given.
-        at_least: The smallest number allowed.
-
-    Raises:
-        TypeError: It isn't a whole number.
-        ValueError: It is too small.
-
-    Example:
-        >>> check_count("num_inference_steps", 50, at_least=1)
-    """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a whole number, not {value!r}.")
+def check_count(name: str, value: Any, *, at_least: int) -> int:
+    """A setting that must be a whole number."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number, got {shown(value)}.")
     if value < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}, not {value}.")
+        raise ValueError(f"`{name}` must be at least {at_least}, got {shown(value)}.")
+    return operator.index(value)
 
 
-def check_weights(weights: Any, num_references: int) -> list[float]:
-    """The weight of each reference of a subject.
-
-    Args:
-        weights: One number for each reference, or None, which makes them equal with a sum of 1.
-        num_references: How many references there are.
-
-    Returns:
-        `num_references` numbers.
-
-    Raises:
-        TypeError: It isn't a sequence of numbers.
-        ValueError: There are more or fewer, one is negative or not finite, or all are 0.
-
-    Example:
-        >>> check_weights(None, 2)
-        [0.5, 0.5]
-    """
-    if weights is None:
-        return [1 / num_references] * num_references
-    if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise TypeError(f"`image_weights` must have a number for each reference, not {weights!r}.")
-    if len(weights) != num_references:
-        raise ValueError(f"`image_weights` has {len(weights)} entries, but there are {num_references} references.")
-    for weight in weights:
-        check_number("image_weights", weight)
-    if not any(weights):
-        raise ValueError(f"`image_weights` are all 0: {weights!r}. At least one reference must count.")
-    return list(weights)
-
-
-def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """A tensor given in place of what the pipeline would make itself.
-
-    Args:
-        name: Of the setting.
-        tensor: What was given.
-        shape: What it must have.
-        dtype: What it must have.
-
-    Raises:
-        TypeError: It isn't a tensor, or of another dtype.
-        ValueError: It has another shape.
-
-    Example:
-        >>> check_tensor("latents", torch.zeros(1, 4, 8, 8), (1, 4, 8, 8), torch.float32)
-    """
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"`{name}` must be a tensor, not {type(tensor).__name__}.")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"`{name}` must have the shape {shape}, not {tuple(tensor.shape)}.")
-    if tensor.dtype != dtype:
-        raise TypeError(f"`{name}` must be of the pipeline's dtype {dtype}, not {tensor.dtype}.")
-
-
-def check_generator(generator: Any, num_pictures: int) -> None:
-    """Where random numbers come from.
-
-    Args:
-        generator: A `torch.Generator`, a list with one for each picture, or None.
-        num_pictures: How many pictures the call makes.
-
-    Raises:
-        TypeError: It is none of these.
-        ValueError: The list has another length.
-
-    Example:
-        >>> check_generator([torch.Generator()] * 2, 2)
-    """
-    generators = generator if isinstance(generator, list) else [generator]
-    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-        raise TypeError(f"`generator` must be a torch.Generator or a list of them, not {generator!r}.")
-    if isinstance(generator, list) and len(generator) != num_pictures:
-        raise ValueError(f"`generator` has {len(generator)} entries, but the call makes {num_pictures} pictures.")
-
-
-def check_not_both(name: str, value: Any, other_name: str, other_value: Any) -> None:
-    """Two settings that say the same thing.
-
-    Args:
-        name: Of one.
-        value: Of one.
-        other_name: Of the other.
-        other_value: Of the other.
-
-    Raises:
-        ValueError: Neither is None.
-
-    Example:
-        >>> check_not_both("image", None, "subject", 1)
-    """
-    if value is not None and other_value is not None:
-        raise ValueError(f"`{name}` and `{other_name}` are both given: give one of them.")
-
-
-def check_without(name: str, texts: Sequence[str], placeholder: str) -> None:
-    """Texts that must not hold the placeholder.
-
-    Args:
-        name: Of the setting.
-        texts: What was given.
-        placeholder: What stands for the subject in other texts.
-
-    Raises:
-        ValueError: One of them holds it.
-
-    Example:
-        >>> check_without("prompt", ["a person on the beach"], "S*")
-    """
-    for text in texts:
-        if placeholder in text:
-            raise ValueError(f"`{name}` must not hold the placeholder {placeholder!r} here, but {text!r} does.")
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """A setting that must be one of a few words.
-
-    Args:
-        name: Of the setting.
-        value: What was given.
-        choices: The words.
-
-    Raises:
-        ValueError: It is another.
-
-    Example:
-        >>> check_choice("output_type", "pil", ("pil", "np"))
-    """
-    if value not in choices:
-        raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, not {value!r}.")
-
-
-def check_strength(strength: Any, num_inference_steps: int) -> None:
-    """How much of the schedule a call runs.
-
-    Args:
-        strength: What was given.
-        num_inference_steps: Of the whole schedule.
-
-    Raises:
-        TypeError: It isn't a number.
-        ValueError: It is outside (0, 1], or leaves no step.
-
-    Example:
-        >>> check_strength(0.5, 50)
-    """
-    check_number("strength", strength)
+def check_strength(strength: Any, num_inference_steps: int) -> float:
+    """How much of the schedule a call runs: a share that leaves a step."""
+    strength = check_number("strength", strength)
     if not 0 < strength <= 1:
-        raise ValueError(f"`strength` must be in (0, 1], not {strength}.")
+        raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
     if int(num_inference_steps * strength) == 0:
-        raise ValueError(f"`strength` {strength} leaves none of {num_inference_steps} steps to do.")
-
-
-def read_lora_scale(cross_attention_kwargs: Any) -> float:
-    """How much LoRA layers count in a call, on top of what `set_adapters` has said.
-
-    Args:
-        cross_attention_kwargs: What was given: a dictionary, in which "scale" is this number, or None.
-
-    Returns:
-        The number, 1 if none is given.
-
-    Raises:
-        TypeError: It isn't a dictionary, or the scale isn't a number.
-        ValueError: The scale is negative or not finite.
-
-    Example:
-        >>> read_lora_scale({"scale": 0.5}), read_lora_scale(None)
-        (0.5, 1.0)
-    """
-    if cross_attention_kwargs is None:
-        return 1.0
-    if not isinstance(cross_attention_kwargs, dict):
-        raise TypeError(f"`cross_attention_kwargs` must be a dictionary, not {cross_attention_kwargs!r}.")
-    scale = cross_attention_kwargs.get("scale", 1.0)
-    check_number("scale", scale)
-    return scale
+        raise ValueError(f"`strength` must leave at least one of {num_inference_steps} steps, got {strength}.")
+    return strength
 
 
 def check_fusion_eta(eta: float, shares: Sequence[float]) -> None:
-    """The share k of noise that fusion steps keep must be in [-1, 1].
-
-    Args:
-        eta: `fusion_eta`.
-        shares: k = 1 - η² (...) at every timestep with a fusion stage.
-
-    Raises:
-        ValueError: One is below -1.
-
-    Example:
-        >>> check_fusion_eta(1.0, [0.2, 0.9])
-    """
+    """The share k = 1 - η² (...) of noise that fusion steps keep must be in [-1, 1]."""
     if shares and min(shares) < -1:
         largest = eta * (2 / (1 - min(shares))) ** 0.5
-        raise ValueError(f"`fusion_eta` must be at most {largest:.4f} with this schedule, not {eta}.")
+        raise ValueError(f"`fusion_eta` must be at most {largest:.4f} with this schedule, got {eta}.")
+
+
+def check_lora_scale(cross_attention_kwargs: Any) -> float:
+    """How much LoRA layers count in a call, on top of `set_adapters`: "scale" of a dictionary, 1 without it."""
+    if cross_attention_kwargs is None:
+        return 1.0
+    if not isinstance(cross_attention_kwargs, dict):
+        raise TypeError(f"`cross_attention_kwargs` must be a dictionary, got {shown(cross_attention_kwargs)}.")
+    scale = cross_attention_kwargs.get("scale", 1.0)
+    return check_number('cross_attention_kwargs["scale"]', scale, at_least=-math.inf)
+
+
+def check_weights(weights: Any, num_references: int) -> list[float]:
+    """The weight of each reference of a subject; equal with a sum of 1 if None."""
+    if weights is None:
+        return [1 / num_references] * num_references
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(f"`image_weights` must have a number for each reference, got {shown(weights)}.")
+    if len(weights) != num_references:
+        raise ValueError(
+            f"`image_weights` must have an entry for each of {num_references} references, got {len(weights)}."
+        )
+    weights = [check_number("image_weights", weight) for weight in weights]
+    if not any(weights):
+        raise ValueError(f"`image_weights` must not all be 0, got {shown(weights)}.")
+    return weights
+
+
+# --- Things of other kinds ------------------------------------------------------------------------------------------
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """A setting that must be one of a few words."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {shown(value)}.")
+
+
+def check_choices(name: str, values: Any, choices: Sequence[str]) -> None:
+    """A setting that is a list of a few words."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"`{name}` must be a list of words, got {shown(values)}.")
+    for value in values:
+        check_choice(name, value, choices)
+
+
+def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """A tensor given in place of what the pipeline would make itself, or None."""
+    if tensor is None:
+        return
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(tensor.shape)}.")
+    if tensor.dtype != dtype:
+        raise TypeError(f"`{name}` must be of the pipeline's dtype {dtype}, got {tensor.dtype}.")
+
+
+def check_generator(generator: Any, num_pictures: int) -> None:
+    """Where random numbers come from: a generator, a list with one for each picture, or None."""
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {shown(generator)}.")
+    if isinstance(generator, list) and len(generator) != num_pictures:
+        raise ValueError(f"`generator` must have an entry for each of {num_pictures} pictures, got {len(generator)}.")
+
+
+def check_not_both(name: str, value: Any, other_name: str, other_value: Any) -> None:
+    """Two settings that say the same thing."""
+    if value is not None and other_value is not None:
+        raise ValueError(f"`{name}` and `{other_name}` must not both be given.")
+
+
+def check_without(name: str, texts: Sequence[str], placeholder: str) -> None:
+    """Texts that must not hold the placeholder."""
+    for text in texts:
+        if placeholder in text:
+            raise ValueError(f"`{name}` must not hold the placeholder {placeholder!r}, got {shown(text)}.")
+
+
+# --- One value for all prompts, or one for each ---------------------------------------------------------------------
+
+
+def list_prompts(prompt: Any) -> list[str]:
+    """The prompts of a call as a list.
+
+    Args:
+        prompt: One text or a list of texts.
+
+    Returns:
+        At least one text.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The list is empty.
+
+    Example:
+        >>> list_prompts("S* on the beach")
+        ['S* on the beach']
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        raise TypeError(f"`prompt` must be a text or a list of texts, got {shown(prompt)}.")
+    if not prompts:
+        raise ValueError("`prompt` must have at least one text, got an empty list.")
+    return prompts
+
+
+def list_per_prompt(name: str, values: Any, num_prompts: int) -> list:
+    """Something for each prompt: the same for all, or the entries of a list.
+
+    Args:
+        name: Of the setting.
+        values: One value that isn't a list, or a list with one entry for each prompt.
+        num_prompts: How many there must be.
+
+    Returns:
+        `num_prompts` values.
+
+    Raises:
+        ValueError: The list has another length.
+
+    Example:
+        >>> list_per_prompt("image", "ada.png", 2)
+        ['ada.png', 'ada.png']
+    """
+    if not isinstance(values, list):
+        return [values] * num_prompts
+    if len(values) != num_prompts:
+        raise ValueError(f"`{name}` must have an entry for each of {num_prompts} prompts, got {len(values)}.")
+    return values
+
+
+def list_texts(name: str, texts: Any, num_prompts: int) -> list[str]:
+    """A text for each prompt.
+
+    Args:
+        name: Of the setting.
+        texts: One text for all prompts, or a list with one for each.
+        num_prompts: How many there must be.
+
+    Returns:
+        `num_prompts` texts.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: The list has another length.
+
+    Example:
+        >>> list_texts("negative_prompt", "blurry", 2)
+        ['blurry', 'blurry']
+    """
+    if not all(isinstance(text, str) for text in (texts if isinstance(texts, list) else [texts])):
+        raise TypeError(f"`{name}` must be a text or a list of texts, got {shown(texts)}.")
+    return list_per_prompt(name, texts, num_prompts)
+
+
+def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, class_prompt: Any) -> list[str]:
+    """The class prompt of each prompt: given whole, or the prompt with a noun in place of S*.
+
+    Args:
+        prompts: With the placeholder.
+        placeholder: What stands for the subject.
+        class_noun: One noun for all prompts, a list with one for each, or None.
+        class_prompt: One text for all prompts, a list with one for each, or None. It goes before `class_noun`.
+
+    Returns:
+        A text for each prompt.
+
+    Raises:
+        TypeError: They are of another type.
+        ValueError: Both are None, or a list has another length.
+
+    Example:
+        >>> list_class_prompts(["S* on the beach"], "S*", "person", None)
+        ['person on the beach']
+    """
+    if class_prompt is not None:
+        return list_texts("class_prompt", class_prompt, len(prompts))
+    if class_noun is None:
+        raise ValueError(
+            "`class_noun` or `class_prompt` must say the prompt without S*, because `class_guidance_scale` isn't 0, "
+            "got None for both."
+        )
+    nouns = list_texts("class_noun", class_noun, len(prompts))
+    return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]
+
+
+def list_weights(image_weights: Any, num_images: int) -> list:
+    """The weights of each subject's references.
+
+    Args:
+        image_weights: None, a list of numbers for every subject, or a list with such a list (or None) for each.
+        num_images: How many subjects there are.
+
+    Returns:
+        `num_images` lists of numbers or None.
+
+    Raises:
+        ValueError: The list of lists has another length.
+
+    Example:
+        >>> list_weights([0.7, 0.3], 2)
+        [[0.7, 0.3], [0.7, 0.3]]
+    """
+    if isinstance(image_weights, list) and not any(isinstance(entry, Real) for entry in image_weights):
+        return list_per_prompt("image_weights", image_weights, num_images)
+    return [image_weights] * num_images
+
+
+def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, Any]) -> list:
+    """The encoded subject of each prompt.
+
+    Args:
+        subject: A SubjectEmbedding for all prompts, or a list with one for each.
+        num_prompts: How many there must be.
+        promptnet_config: Of the PromptNet that will read them.
+
+    Returns:
+        `num_prompts` subjects.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: The list has another length, or a subject was encoded for another PromptNet.
+
+    Example:
+        >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
+        >>> pipe = load_demo_pipeline()
+        >>> len(list_subjects(pipe.encode_subject(demo_portraits()[0]), 3, pipe.promptnet.config))
+        3
+    """
+    subjects = list_per_prompt("subject", subject, num_prompts)
+    for one in subjects:
+        if not all(hasattr(one, name) for name in ("latents", "image_states", "weights")):
+            raise TypeError(f"`subject` must be a SubjectEmbedding or a list of them, got {type(one).__name__}.")
+        widths = (one.latents.shape[1], one.image_states.shape[2])
+        wanted = (promptnet_config["in_channels"], promptnet_config["image_embed_dim"])
+        if widths != wanted:
+            raise ValueError(
+                f"`subject` must have {wanted[0]} latent channels and vision states {wanted[1]} wide, which this "
+                f"PromptNet reads, got {widths[0]} and {widths[1]}: it was encoded by another pipeline."
+            )
+    return subjects
+
+
+# --- Components and sizes -------------------------------------------------------------------------------------------
 
 
 def check_components_fit(components: dict[str, Any]) -> None:
-    """PromptNet must be as wide as what it reads and what reads it.
-
-    Args:
-        components: Of the pipeline, by name.
-
-    Raises:
-        ValueError: A width differs.
-
-    Example:
-        >>> from profusion_pipeline import load_demo_pipeline
-        >>> check_components_fit(load_demo_pipeline().components)
-    """
+    """PromptNet must be as wide as what it reads and what reads it."""
     promptnet = components["promptnet"].config
     widths = [
         ("text_embed_dim", "text_encoder", "hidden_size"),
@@ -297,23 +327,13 @@ def check_components_fit(components: dict[str, Any]) -> None:
         width = getattr(components[component].config, theirs)
         if promptnet[ours] != width:
             raise ValueError(
-                f"`promptnet` doesn't fit `{component}`: its `{ours}` is {promptnet[ours]}, but `{theirs}` there is "
-                f"{width}."
+                f"`promptnet` must fit `{component}`, whose `{theirs}` is {width}, got one with `{ours}` "
+                f"{promptnet[ours]}."
             )
 
 
 def check_image_encoder(components: dict[str, Any]) -> None:
-    """A picture can only be encoded by a pipeline that has what it takes.
-
-    Args:
-        components: Of the pipeline, by name.
-
-    Raises:
-        ValueError: The image encoder or its feature extractor is missing.
-
-    Example:
-        >>> check_image_encoder({"image_encoder": 1, "feature_extractor": 1})
-    """
+    """A picture can only be encoded by a pipeline that has what it takes."""
     for name in ("image_encoder", "feature_extractor"):
         if components[name] is None:
             raise ValueError(f"This pipeline has no `{name}`: give `subject`, encoded by a pipeline that has one.")
@@ -343,20 +363,19 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
     promptnet, trained = components["promptnet"], components["unet"].config.sample_size
     scale = 2 ** (len(components["vae"].config.block_out_channels) - 1)
     sides = subjects[0].latents.shape[-2:] if subjects else [trained] * 2 if isinstance(trained, int) else trained
-    height = scale * sides[0] if height is None else height
-    width = scale * sides[1] if width is None else width
-    check_count("height", height, at_least=1)
-    check_count("width", width, at_least=1)
+    height = check_count("height", scale * sides[0] if height is None else height, at_least=1)
+    width = check_count("width", scale * sides[1] if width is None else width, at_least=1)
     unit = scale * promptnet.grid_stride
     smallest = unit * promptnet.config.region_kernel_size
     if height % unit or width % unit or min(height, width) < smallest:
         raise ValueError(
-            f"`height` and `width` must be multiples of {unit} and at least {smallest}, not {height} and {width}."
+            f"`height` and `width` must be multiples of {unit} and at least {smallest}, got {height} and {width}."
         )
     for subject in subjects:
         encoded_height, encoded_width = (scale * side for side in subject.latents.shape[-2:])
         if (encoded_height, encoded_width) != (height, width):
             raise ValueError(
-                f"`subject` was encoded for pictures of {encoded_height} x {encoded_width}, not {height} x {width}."
+                f"`subject` must be encoded for pictures of {height} x {width}, got one for {encoded_height} x "
+                f"{encoded_width}."
             )
     return height, width

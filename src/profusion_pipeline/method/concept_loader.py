@@ -9,9 +9,8 @@ call runs.
 import importlib
 import math
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+import uuid
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils import is_peft_available
 
-from . import adapters, concept_file
+from . import adapters, call_inputs, concept_file, shared_models
 
 CHANGED_MODELS = ("unet", "promptnet")
+WAIT = "load and unload concepts while nothing is drawn around these models"
 
 
 class LoadedConcept(NamedTuple):
@@ -30,10 +30,29 @@ class LoadedConcept(NamedTuple):
     Args:
         concept: The Concept.
         scale: By which its changes are multiplied.
+        adapter: Its name in the models, in lora mode: of this loading alone, because pipelines may share them.
     """
 
     concept: concept_file.Concept
     scale: float
+    adapter: str
+
+
+@dataclass(frozen=True)
+class CallConcepts:
+    """Whose each picture of one call is.
+
+    Args:
+        names: The concept of each picture; nothing where the call uses none.
+        base_guidance: Whether ∅ and C are left to the untouched base.
+
+    Example:
+        >>> CallConcepts(("ada", "ada", "bob"), base_guidance=True).names[2]
+        'bob'
+    """
+
+    names: tuple[str, ...] = ()
+    base_guidance: bool = False
 
 
 class ConceptLoaderMixin:
@@ -49,10 +68,6 @@ class ConceptLoaderMixin:
     def concepts(self) -> dict[str, LoadedConcept]:
         """The loaded concepts by name."""
         return vars(self).setdefault("_concepts", {})
-
-    @cached_property
-    def _row_adapters(self) -> dict[str, adapters.RowAdapters]:
-        return {name: adapters.RowAdapters() for name in CHANGED_MODELS}
 
     def customize(self, photo: Any, config: Any = None, **options: Any) -> concept_file.Concept:
         """Bring S* nearer to one subject, from one photo; see `profusion_pipeline.customization.customize.customize`.
@@ -122,15 +137,16 @@ class ConceptLoaderMixin:
                 f"{concept.base_hash[:12]}..., but those of this pipeline have {ours[:12]}...: it fits its own base "
                 "only."
             )
+        adapter = f"concept_{uuid.uuid4().hex}"
         if concept.mode == "lora":
-            for component, rows in self._row_adapters.items():
-                model = getattr(self, component)
-                with adapters.keep_active(model):
-                    model.load_lora_adapter(
-                        concept.changes_of(component), prefix=None, adapter_name=_adapter(name), _pipeline=self
-                    )
-                rows.follow(model)
-        self.concepts[name] = LoadedConcept(concept, 1.0)
+            with shared_models.in_use(self._changed_models, to_change=True, advice=WAIT):
+                for component, model in zip(CHANGED_MODELS, self._changed_models, strict=True):
+                    with adapters.keep_active(model):
+                        model.load_lora_adapter(
+                            concept.changes_of(component), prefix=None, adapter_name=adapter, _pipeline=self
+                        )
+                    adapters.follow_rows(model)
+        self.concepts[name] = LoadedConcept(concept, 1.0, adapter)
 
     def set_concept_scale(self, scale: float, name: str | None = None) -> None:
         """Say how much of what was learnt counts.
@@ -152,12 +168,11 @@ class ConceptLoaderMixin:
         if not math.isfinite(scale) or scale < 0:
             raise ValueError(f"`scale` must be a finite number of at least 0, not {scale!r}.")
         for one in self._named("name", name):
-            concept = self.concepts[one].concept
-            if concept.mode == "lora":
-                for layer in [*self.unet.modules(), *self.promptnet.modules()]:
-                    if _adapter(one) in getattr(layer, "lora_A", ()):
-                        layer.set_scale(_adapter(one), scale)
-            self.concepts[one] = LoadedConcept(concept, float(scale))
+            loaded = self.concepts[one]
+            for layer in [*self.unet.modules(), *self.promptnet.modules()]:
+                if loaded.adapter in getattr(layer, "lora_A", ()):
+                    layer.set_scale(loaded.adapter, scale)
+            self.concepts[one] = loaded._replace(scale=float(scale))
 
     def unload_concept(self, name: str | None = None) -> None:
         """Forget a concept; without any, the pipeline is the one of before, bit for bit.
@@ -171,13 +186,17 @@ class ConceptLoaderMixin:
         Example:
             >>> pipe.unload_concept("ada")  # doctest: +SKIP
         """
-        for one in self._named("name", name):
-            if self.concepts.pop(one).concept.mode == "lora":
-                for component, rows in self._row_adapters.items():
-                    model = getattr(self, component)
-                    if _adapter(one) in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
-                        adapters.remove_adapter(model, _adapter(one))
-                    rows.follow(model)
+        names = self._named("name", name)
+        with shared_models.in_use(self._changed_models, to_change=True, advice=WAIT):
+            for one in names:
+                adapter = self.concepts.pop(one).adapter
+                for model in self._changed_models:
+                    if adapter in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
+                        adapters.remove_adapter(model, adapter)
+
+    @property
+    def _changed_models(self) -> list[torch.nn.Module]:
+        return [getattr(self, name) for name in CHANGED_MODELS]
 
     def _named(self, argument: str, name: str | None) -> list[str]:
         if name is None:
@@ -188,12 +207,17 @@ class ConceptLoaderMixin:
         return [name]
 
     def _choose_concepts(
-        self, concept: str | list[str] | None, num_prompts: int, has_subject: bool, base_guidance: bool | None
-    ) -> list[str]:
-        """The concept of each prompt, or nothing where the call says otherwise who S* is."""
+        self,
+        concept: str | list[str] | None,
+        num_prompts: int,
+        num_images_per_prompt: int,
+        has_subject: bool,
+        base_guidance: bool | None,
+    ) -> CallConcepts:
+        """Those that the call names, or the only one that is loaded; none where it says otherwise who S* is."""
         if concept is None:
             if has_subject or not self.concepts:
-                return []
+                return CallConcepts()
             if len(self.concepts) > 1:
                 raise ValueError(
                     f"`concept` must name one of the {len(self.concepts)} loaded concepts "
@@ -202,9 +226,7 @@ class ConceptLoaderMixin:
             concept = next(iter(self.concepts))
         elif has_subject:
             raise ValueError("`concept` holds its own subject: give it, or `image` or `subject`, not both.")
-        names = concept if isinstance(concept, list) else [concept] * num_prompts
-        if len(names) != num_prompts:
-            raise ValueError(f"`concept` has {len(names)} entries, but there are {num_prompts} prompts.")
+        names = call_inputs.list_per_prompt("concept", concept, num_prompts)
         for name in dict.fromkeys(names):
             self._named("concept", name)
             if self.concepts[name].concept.mode == "full" and (base_guidance or len(set(names)) > 1):
@@ -214,12 +236,14 @@ class ConceptLoaderMixin:
                 )
             if self.concepts[name].concept.mode == "lora":
                 self._check_adapters(name)
-            elif adapters.is_offloaded(self.unet) or adapters.is_offloaded(self.promptnet):
+            elif any(adapters.is_offloaded(model) for model in self._changed_models):
                 raise ValueError(
                     f"The concept {name!r} was made in full mode, which changes weights in memory: it can't be used "
                     "under sequential or group off-loading."
                 )
-        return list(names)
+        if base_guidance is None:
+            base_guidance = all(self.concepts[name].concept.mode == "lora" for name in names)
+        return CallConcepts(tuple(name for name in names for _ in range(num_images_per_prompt)), base_guidance)
 
     def _check_adapters(self, name: str) -> None:
         for model in (self.unet, self.promptnet):
@@ -229,7 +253,7 @@ class ConceptLoaderMixin:
                     f"The concept {name!r} changes to_q, to_k and to_v, which {type(model).__name__} has fused: "
                     "`unfuse_qkv_projections()` first."
                 )
-            if _adapter(name) not in getattr(model, "peft_config", {}):
+            if self.concepts[name].adapter not in getattr(model, "peft_config", {}):
                 raise ValueError(
                     f"The adapters of the concept {name!r} are gone, as after `unload_lora_weights`: unload the "
                     "concept and load it again."
@@ -241,33 +265,28 @@ class ConceptLoaderMixin:
                     "`pipe.disable_lora()` first."
                 )
 
-    @contextmanager
-    def _weights_of_concept(self) -> Iterator[None]:
-        """While the block runs, the weights are those of the call's concept, if that was made in full mode."""
-        with ExitStack() as until_the_end:
-            for name in self._concept_of_picture[:1]:  # in full mode it is the only one
-                concept, scale = self.concepts[name]
-                if concept.mode == "full" and scale > 0:
-                    for component in CHANGED_MODELS:
-                        changes = concept.changes_of(component)
-                        until_the_end.enter_context(adapters.changed_weights(getattr(self, component), changes, scale))
-            yield
+    def _models_of(self, concepts: CallConcepts) -> dict[str, torch.nn.Module]:
+        """What a call computes with at every step; a concept made in full mode has its own weights in it."""
+        models = {name: getattr(self, name) for name in (*CHANGED_MODELS, "text_encoder")}
+        for name in concepts.names[:1]:  # in full mode it is the only one
+            concept, scale, _ = self.concepts[name]
+            if concept.mode == "full" and scale > 0:
+                for component in CHANGED_MODELS:
+                    changes = concept.changes_of(component)
+                    models[component] = adapters.with_changes(models[component], changes, scale)
+        return models
 
-    def _adapters_of(self, owner: torch.Tensor, num_shared: int) -> tuple[str, ...]:
+    def _adapters_of(self, concepts: CallConcepts, owner: torch.Tensor, num_shared: int) -> tuple[str, ...]:
         """The adapter of each row, which is that of its picture's concept; nothing where the call uses no adapters.
 
         The first `num_shared` rows, those of ∅ and C, are left to the base under `base_guidance`.
         """
         of_picture = []
-        for name in self._concept_of_picture:
+        for name in concepts.names:
             loaded = self.concepts[name]
             if loaded.concept.mode == "lora":
-                of_picture.append(_adapter(name) if loaded.scale > 0 else adapters.BASE)
+                of_picture.append(loaded.adapter if loaded.scale > 0 else adapters.BASE)
         if not of_picture:
             return ()
         of_row = [of_picture[picture] for picture in owner.tolist()]
-        return tuple([adapters.BASE] * num_shared + of_row[num_shared:] if self._base_guidance else of_row)
-
-
-def _adapter(name: str) -> str:
-    return f"concept_{name}"
+        return tuple([adapters.BASE] * num_shared + of_row[num_shared:] if concepts.base_guidance else of_row)

@@ -6,7 +6,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from PIL import Image
 
-from . import batch, call_inputs, reference_images, subject_embedding, subject_prompt
+from . import call_inputs, reference_images, subject_embedding, subject_prompt
 
 
 class EncodingMixin:
@@ -87,9 +87,9 @@ class EncodingMixin:
             >>> prompt_embeds.shape == negative_prompt_embeds.shape
             True
         """
-        prompts = batch.list_prompts(prompt)
+        prompts = call_inputs.list_prompts(prompt)
         call_inputs.check_without("prompt", prompts, self.config.placeholder)
-        negative_prompts = batch.list_texts("negative_prompt", negative_prompt or "", len(prompts))
+        negative_prompts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         prompt_embeds = self._encode_texts(prompts, lora_scale)  # [P, T, D]
         negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale)  # [P, T, D]
         self.maybe_free_model_hooks()
@@ -100,9 +100,9 @@ class EncodingMixin:
     ) -> list[tuple[int, list[Image.Image], list[float]]]:
         """For each prompt a key of its `image`, the references in it and their weights."""
         call_inputs.check_image_encoder(self.components)
-        images = [image] if isinstance(prompt, str) else batch.list_per_prompt("image", image, len(prompt))
+        images = [image] if isinstance(prompt, str) else call_inputs.list_per_prompt("image", image, len(prompt))
         read = []
-        for one, weights in zip(images, batch.list_weights(image_weights, len(images)), strict=True):
+        for one, weights in zip(images, call_inputs.list_weights(image_weights, len(images)), strict=True):
             references = reference_images.load_reference_images(one)
             read.append((id(one), references, call_inputs.check_weights(weights, len(references))))
         return read

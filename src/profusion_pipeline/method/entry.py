@@ -12,16 +12,17 @@ diffusers copies those files that stand in import lines of this text, and no oth
     from .noise_levels import *
     from .pipeline_profusion import *
     from .adapters import *
-    from .batch import *
     from .card import *
     from .concept_file import *
     from .concept_loader import *
     from .encoding import *
     from .call_inputs import *
+    from .callbacks import *
+    from .prediction import *
     from .loading import *
     from .repository import *
     from .guidance_rows import *
-    from .running_call import *
+    from .shared_models import *
     from .reference_images import *
     from .subject_embedding import *
     from .subject_prompt import *

@@ -1,19 +1,133 @@
-"""The rows of one noise prediction: what is computed under ∅, C and S* for which picture, and with which weight.
+"""How a call guides, and the rows of one noise prediction: what is computed under ∅, C and S*, with which weight.
 
-    code name          paper    what
-    owner              -        the picture that a row belongs to
-    weights            w_r      how much each reference counts
-    class_weight       ω_2      `class_guidance_scale`
-    subject_weights    ω_1 w_r, or ω_f w_r / Σw in the fusion stage
+    code name               paper    what
+    guidance_scale          ω_1      towards S* with C
+    class_guidance_scale    ω_2      towards C
+    fusion_guidance_scale   ω_f      towards γS* with C, in the fusion stage
+    weights                 w_r      how much each reference counts
+    subject_weights         ω_1 w_r, or ω_f w_r / Σw in the fusion stage
+    owner                   -        the picture that a row belongs to
 
 Letters in shapes: P prompts, B pictures, K references of all pictures together, T tokens, N vision tokens.
 """
 
+import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+
+from . import call_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """The scales of both stages, and the steps that have a fusion stage: one record for all who guide.
+
+    Args:
+        guidance_scale: ω_1, towards the subject.
+        class_guidance_scale: ω_2, towards the text.
+        num_fusion_steps: m, fusion steps at every timestep.
+        fusion_guidance_scale: ω_f, towards subject and text together in the fusion stage.
+        fusion_subject_scale: γ, the strength of S* in the fusion stage.
+        fusion_eta: η, how much noise a fusion step renews.
+        fusion_start: Share of the steps after which the fusion stage begins.
+        fusion_end: Share of the steps at which it ends.
+
+    Raises:
+        TypeError: A field isn't a number.
+        ValueError: A field is out of its range.
+
+    Example:
+        >>> from profusion_pipeline import ProFusionPipeline
+        >>> guidance = Guidance.from_call(ProFusionPipeline.__call__, fusion_end=0.5)
+        >>> guidance.unet_rows(num_inference_steps=50)
+        200
+    """
+
+    guidance_scale: float
+    class_guidance_scale: float
+    num_fusion_steps: int
+    fusion_guidance_scale: float
+    fusion_subject_scale: float
+    fusion_eta: float
+    fusion_start: float
+    fusion_end: float
+
+    def __post_init__(self):
+        for field in fields(self):
+            check = call_inputs.check_count if field.type is int else call_inputs.check_number
+            object.__setattr__(self, field.name, check(field.name, getattr(self, field.name), at_least=0))
+        if not self.fusion_start < self.fusion_end <= 1:
+            raise ValueError(
+                "`fusion_start` must be less than `fusion_end`, and that at most 1, got "
+                f"{self.fusion_start!r} and {self.fusion_end!r}."
+            )
+
+    @classmethod
+    def from_call(cls, call: Callable, **given: Any) -> "Guidance":
+        """The record with the defaults of a call, which stand in its signature alone.
+
+        Args:
+            call: A function that has the fields as parameters.
+            **given: Fields that differ.
+
+        Returns:
+            The record.
+        """
+        parameters = inspect.signature(call).parameters
+        return cls(**{field.name: parameters[field.name].default for field in fields(cls)} | given)
+
+    @property
+    def uses_subject(self) -> bool:
+        """Whether S* has a weight in any stage."""
+        return self.guidance_scale > 0 or (self.num_fusion_steps > 0 and self.fusion_guidance_scale > 0)
+
+    def fused_steps(self, num_steps: int) -> list[bool]:
+        """Which steps have a fusion stage, as far as their number says it.
+
+        Args:
+            num_steps: That the call makes.
+
+        Returns:
+            An entry for each step.
+        """
+        if not self.num_fusion_steps:
+            return [False] * num_steps
+        shares = [(i / num_steps, (i + 1) / num_steps) for i in range(num_steps)]
+        return [start >= self.fusion_start and end <= self.fusion_end for start, end in shares]
+
+    def unet_rows(self, num_inference_steps: int) -> int:
+        """Rows of the UNet that one picture of one reference takes, its cost on any machine.
+
+        Args:
+            num_inference_steps: Of a scheduler that takes one model output a step.
+
+        Returns:
+            Rows of all steps together.
+        """
+        refinement = sum(rows_with_weight(self.class_guidance_scale, [self.guidance_scale]))
+        fusion = self.num_fusion_steps * sum(rows_with_weight(0.0, [self.fusion_guidance_scale]))
+        return num_inference_steps * refinement + sum(self.fused_steps(num_inference_steps)) * fusion
+
+
+def rows_with_weight(class_weight: float, subject_weights: Sequence[float]) -> tuple[bool, bool, bool]:
+    """Which of ∅, C and S* one picture needs: ε = (1 - Σω) ε_∅ + ω_2 ε_C + Σ_r ω_r ε_{S*_r,C}.
+
+    Args:
+        class_weight: ω_2.
+        subject_weights: ω of S* from each reference; all are 0, or none.
+
+    Returns:
+        Whether ∅, C and S* have a weight.
+
+    Example:
+        >>> rows_with_weight(0.0, [1.0])
+        (False, False, True)
+    """
+    return math.fsum([class_weight, *subject_weights]) != 1, class_weight != 0, any(subject_weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +272,11 @@ class GuidanceRows:
         """
         num_pictures, device = len(null_states), null_states.device
         pictures = torch.arange(num_pictures, device=device)
-        of_picture = [[class_weight] for _ in range(num_pictures)]
+        of_picture = [[] for _ in range(num_pictures)]
         for picture, weight in zip(reference_owner.tolist(), subject_weights, strict=True):
             of_picture[picture].append(weight)
-        has_null = any(math.fsum(weights) != 1 for weights in of_picture)
-        has_class, has_subject = class_weight != 0, any(subject_weights)
+        needed = [rows_with_weight(class_weight, weights) for weights in of_picture]
+        has_null, has_class, has_subject = map(any, zip(*needed, strict=True))
         text_states = [null_states] * has_null + [class_states] * has_class
         owner = [pictures] * (has_null + has_class) + [reference_owner] * has_subject
         weights = [class_weight] * num_pictures * has_class + subject_weights * has_subject

@@ -14,6 +14,7 @@ Letters in shapes: P prompts, B pictures (P x num_images_per_prompt), R referenc
 pictures together, L pseudo words, T tokens, N vision tokens.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -36,8 +37,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from . import (
-    batch,
     call_inputs,
+    callbacks,
     concept_loader,
     encoding,
     fusion_sampling,
@@ -45,9 +46,10 @@ from . import (
     loading,
     modeling_promptnet,
     noise_levels,
+    prediction,
     reference_images,
     repository,
-    running_call,
+    shared_models,
     subject_embedding,
     subject_prompt,
 )
@@ -67,7 +69,7 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 class ProFusionPipeline(
     concept_loader.ConceptLoaderMixin,
     encoding.EncodingMixin,
-    running_call.RunningCallMixin,
+    callbacks.CallbackMixin,
     loading.LoadingMixin,
     repository.RepositoryMixin,
     DiffusionPipeline,
@@ -156,11 +158,34 @@ class ProFusionPipeline(
         """Pixels per latent cell, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def clone(self) -> "ProFusionPipeline":
+        """Another pipeline around the same models, with a scheduler and a tokenizer of its own: one for each thread.
+
+        Returns:
+            A pipeline that draws what this one draws, with the same concepts loaded, at the same time.
+
+        Example:
+            >>> from profusion_pipeline import load_demo_pipeline
+            >>> pipe = load_demo_pipeline()
+            >>> pipe.clone().unet is pipe.unet
+            True
+        """
+        own = {name: copy.deepcopy(self.components[name]) for name in ("scheduler", "tokenizer")}
+        names = ("placeholder", "placeholder_alias")
+        other = type(self)(**self.components | own, **{name: self.config[name] for name in names})
+        other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        for name, loaded in self.concepts.items():
+            other.load_concept(loaded.concept, name)
+            other.set_concept_scale(loaded.scale, name)
+        return other
+
     @torch.no_grad()
+    @shared_models.one_call_at_a_time
     def __call__(
         self,
         prompt: str | list[str],
         image: reference_images.Reference | list | None = None,
+        *,
         subject: subject_embedding.SubjectEmbedding | list[subject_embedding.SubjectEmbedding] | None = None,
         class_noun: str | list[str] | None = "person",
         class_prompt: str | list[str] | None = None,
@@ -243,10 +268,12 @@ class ProFusionPipeline(
             base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}:
                 more of the person for the same loss of the prompt. If None, yes, unless the concept's mode is full.
             callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
-                dictionary `tensors`, in which it may have replaced what is there. It may also set the scales of
-                [`RunningCallMixin`] for the steps that follow.
+                dictionary `tensors`, in which it may have replaced what is there, or None. It changes a scale for the
+                steps that follow with `pipe._guidance_scale = 3.0` (or `_class_guidance_scale`,
+                `_fusion_guidance_scale`), and ends the call with `pipe._interrupt = True`. diffusers' callback objects
+                are taken, too.
             callback_on_step_end_tensor_inputs: What `tensors` holds: "latents" [B, C, h, w], "prompt_embeds" and
-                "negative_prompt_embeds" [B, T, D].
+                "negative_prompt_embeds" [B, T, D]. A callback object's own `tensor_inputs` go before it.
 
         Returns:
             `images`, and `nsfw_content_detected` of the safety checker or None.
@@ -255,7 +282,7 @@ class ProFusionPipeline(
             TypeError: An argument is of another type than said above.
             ValueError: An argument is out of range, arguments contradict each other, the scheduler can't carry the
                 fusion stage, or components don't fit. Nothing has been computed then.
-            RuntimeError: The latents or the decoded pictures are not finite.
+            RuntimeError: The latents or the decoded pictures are not finite, or another call is using the scheduler.
 
         Example:
             >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
@@ -264,144 +291,121 @@ class ProFusionPipeline(
             >>> len(images)
             2
         """
-        # 1. Check the inputs
-        prompts = batch.list_prompts(prompt)
-        call_inputs.check_count("num_inference_steps", num_inference_steps, at_least=1)
-        call_inputs.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
-        call_inputs.check_count("num_fusion_steps", num_fusion_steps, at_least=0)
-        call_inputs.check_number("guidance_scale", guidance_scale)
-        call_inputs.check_number("class_guidance_scale", class_guidance_scale)
-        call_inputs.check_number("fusion_guidance_scale", fusion_guidance_scale)
-        call_inputs.check_number("fusion_subject_scale", fusion_subject_scale)
-        call_inputs.check_number("fusion_eta", fusion_eta)
-        call_inputs.check_window("fusion_start", fusion_start, "fusion_end", fusion_end)
-        call_inputs.check_number("eta", eta)
-        call_inputs.check_strength(strength, num_inference_steps)
+        # 1. Check
+        guidance = guidance_rows.Guidance(
+            guidance_scale=guidance_scale,
+            class_guidance_scale=class_guidance_scale,
+            num_fusion_steps=num_fusion_steps,
+            fusion_guidance_scale=fusion_guidance_scale,
+            fusion_subject_scale=fusion_subject_scale,
+            fusion_eta=fusion_eta,
+            fusion_start=fusion_start,
+            fusion_end=fusion_end,
+        )
+        prompts = call_inputs.list_prompts(prompt)
+        num_inference_steps = call_inputs.check_count("num_inference_steps", num_inference_steps, at_least=1)
+        num_images_per_prompt = call_inputs.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        num_pictures = len(prompts) * num_images_per_prompt
+        eta = call_inputs.check_number("eta", eta)
+        strength = call_inputs.check_strength(strength, num_inference_steps)
+        lora_scale = call_inputs.check_lora_scale(cross_attention_kwargs)
         call_inputs.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
-        lora_scale = call_inputs.read_lora_scale(cross_attention_kwargs)
-        for name in callback_on_step_end_tensor_inputs:
-            call_inputs.check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-        call_inputs.check_generator(generator, len(prompts) * num_images_per_prompt)
+        call_inputs.check_generator(generator, num_pictures)
         call_inputs.check_components_fit(self.components)
-        uses_subject = guidance_scale > 0 or (num_fusion_steps > 0 and fusion_guidance_scale > 0)
+        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        call_inputs.check_choices("callback_on_step_end_tensor_inputs", tensor_inputs, self._callback_tensor_inputs)
         starts_from_image = strength < 1 and latents is None
         may_change = callback_on_step_end is not None  # then what has no weight at first may get one
+
+        # 2. Who S* is
         call_inputs.check_not_both("image", image, "subject", subject)
         has_subject = image is not None or subject is not None
-        names = self._choose_concepts(concept, len(prompts), has_subject=has_subject, base_guidance=base_guidance)
-        if base_guidance is None:
-            base_guidance = all(self.concepts[name].concept.mode == "lora" for name in names)
-        if names:
-            subject = [self.concepts[name].concept for name in names]
+        concepts = self._choose_concepts(concept, len(prompts), num_images_per_prompt, has_subject, base_guidance)
+        if concepts.names:
+            subject = [self.concepts[name].concept for name in concepts.names[::num_images_per_prompt]]
             class_noun = [one.class_noun for one in subject]
-        if image is None and subject is None and (uses_subject or starts_from_image):
-            raise ValueError("`image` and `subject` are both None: give one of them, for S* to stand for somebody.")
+        if image is None and subject is None and (guidance.uses_subject or starts_from_image):
+            raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
         images = [] if image is None else self._read_images(prompt, image, image_weights)
-        subjects = [] if subject is None else batch.list_subjects(subject, len(prompts), self.promptnet.config)
+        subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet.config)
+
+        # 3. Which size
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        shape = (len(prompts) * num_images_per_prompt, self.unet.config.in_channels, *grid)  # B, C, h, w
+        shape = (num_pictures, self.unet.config.in_channels, *grid)  # B, C, h, w
         states_shape = (len(prompts), self.tokenizer.model_max_length, self.text_encoder.config.hidden_size)
-        for name, tensor, wanted in (
-            ("latents", latents, shape),
-            ("prompt_embeds", prompt_embeds, states_shape),
-            ("negative_prompt_embeds", negative_prompt_embeds, states_shape),
-        ):
-            if tensor is not None:
-                call_inputs.check_tensor(name, tensor, wanted, self.text_encoder.dtype)
+        dtype = self.text_encoder.dtype
+        call_inputs.check_tensor("latents", latents, shape, dtype)
+        call_inputs.check_tensor("prompt_embeds", prompt_embeds, states_shape, dtype)
+        call_inputs.check_tensor("negative_prompt_embeds", negative_prompt_embeds, states_shape, dtype)
+
+        # 4. Which words
         call_inputs.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
         call_inputs.check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
-
-        self._guidance_scale, self._class_guidance_scale = guidance_scale, class_guidance_scale
-        self._fusion_guidance_scale = fusion_guidance_scale
-        self._cross_attention_kwargs, self._lora_scale = cross_attention_kwargs, lora_scale
-        self._concept_of_picture = [name for name in names for _ in range(num_images_per_prompt)]
-        self._base_guidance, self._interrupt = base_guidance, False
-
-        # 2. Read the prompts
-        if self.config.placeholder_alias is not None:
-            prompts = [text.replace(self.config.placeholder_alias, self.config.placeholder) for text in prompts]
-        input_ids, positions = subject_prompt.tokenize_subject_prompts(
+        placeholder = self.config.placeholder
+        prompts = [text.replace(self.config.placeholder_alias or placeholder, placeholder) for text in prompts]
+        tokens = subject_prompt.tokenize_subject_prompts(
             self.tokenizer,
             self.maybe_convert_prompt(prompts, self.tokenizer),
-            placeholder=self.config.placeholder,
+            placeholder=placeholder,
             num_subject_tokens=self.promptnet.num_subject_tokens(*grid),
         )  # [P, T], [P]
         null_texts = class_texts = None
         if negative_prompt_embeds is None:
-            null_texts = batch.list_texts("negative_prompt", negative_prompt or "", len(prompts))
+            null_texts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         has_class = class_noun is not None or class_prompt is not None
-        if prompt_embeds is None and (class_guidance_scale > 0 or (may_change and has_class)):
-            class_texts = batch.list_class_prompts(prompts, self.config.placeholder, class_noun, class_prompt)
+        if prompt_embeds is None and (guidance.class_guidance_scale > 0 or (may_change and has_class)):
+            class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
 
-        # 3. Ask the scheduler for its timesteps and noise levels
+        # 5. Which timesteps, and which of them have a fusion stage
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         begin = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
         if begin > 0 and hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(begin)
         timesteps = self.scheduler.timesteps[begin:]
-        self._num_timesteps = len(timesteps)
-        count = len(timesteps)
-        levels = noise_levels.fusion_levels(self.scheduler, begin) if num_fusion_steps > 0 else [None] * count
-        in_window = [i / count >= fusion_start and (i + 1) / count <= fusion_end for i in range(count)]
-        levels = [level if inside else None for level, inside in zip(levels, in_window, strict=True)]
-        shares = [
-            level and fusion_sampling.noise_share(level.alpha_bar, level.next_alpha_bar, fusion_eta) for level in levels
-        ]
-        call_inputs.check_fusion_eta(fusion_eta, [share for share in shares if share is not None])
+        plan = self._plan_fusion(guidance, begin)
 
-        # 4. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
-        if images and (uses_subject or starts_from_image or may_change):
+        # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
+        if images and (guidance.uses_subject or starts_from_image or may_change):
             subjects = self._encode_images(images, height, width)
-        if null_texts is not None:
-            negative_prompt_embeds = self._encode_texts(null_texts, lora_scale)  # [P, T, D]
-        if class_texts is not None:
-            prompt_embeds = self._encode_texts(class_texts, lora_scale)  # [P, T, D]
-        null_states = negative_prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)  # [B, T, D]
-        class_states = None
-        if prompt_embeds is not None:
-            class_states = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)  # [B, T, D]
-        references = guidance_rows.ReferenceRows.of(
-            subjects, input_ids, positions, num_images_per_prompt, like=null_states
+        null_states, class_states = (
+            self._text_states(texts, lora_scale, given, num_images_per_prompt)
+            for texts, given in ((null_texts, negative_prompt_embeds), (class_texts, prompt_embeds))
+        )  # [B, T, D]
+        state = prediction.CallState(
+            guidance=guidance,
+            null_states=null_states,
+            class_states=class_states,
+            references=guidance_rows.ReferenceRows.of(subjects, *tokens, num_images_per_prompt, like=null_states),
+            concepts=concepts,
+            models=self._models_of(concepts),
+            cross_attention_kwargs=cross_attention_kwargs,
+            lora_scale=lora_scale,
         )
+        fusion, refinement = self._plan_rows(state)
 
-        # 5. Draw the initial latents
-        if latents is None:
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=null_states.dtype)
-            if starts_from_image:
-                first = torch.cat([subject.latents[:1] for subject in subjects]).to(noise)  # [P, C, h, w]
-                first = first.repeat_interleave(num_images_per_prompt, dim=0)  # [B, C, h, w]
-                latents = self.scheduler.add_noise(first, noise, timesteps[:1].repeat(len(first)))
-            else:
-                latents = noise * self.scheduler.init_noise_sigma
-        elif begin == 0:
-            latents = latents.to(device) * self.scheduler.init_noise_sigma
-        else:
-            latents = latents.to(device)
+        # 7. Draw the initial latents
+        latents = self._initial_latents(latents, shape, generator, state, begin, subjects if starts_from_image else [])
 
-        # 6. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on.
+        # 8. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
         step_settings = self.prepare_extra_step_kwargs(generator, eta)
-        fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
-        with self._weights_of_concept():
-            for i, t in enumerate(self.progress_bar(timesteps)):
-                if self.interrupt:
-                    continue
-                for _ in range(num_fusion_steps if levels[i] else 0):
-                    noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
-                    model_output = self._predict(latents, t, fusion, references)
-                    latents = self._fuse(latents, model_output, noise, levels[i], shares[i])
-                model_output = self._predict(latents, t, refinement, references)
-                latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
-                _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
-                if callback_on_step_end is not None:
-                    tensors = dict(latents=latents, prompt_embeds=class_states, negative_prompt_embeds=null_states)
-                    asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, i, t, asked)
-                    latents, class_states, null_states = (changed.get(name, tensor) for name, tensor in tensors.items())
-                    fusion, refinement = self._plan_rows(null_states, class_states, references, fusion_subject_scale)
+        self._show_to_callbacks(state, len(timesteps))
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            if self.interrupt:
+                continue
+            for _ in range(guidance.num_fusion_steps if plan[i] else 0):
+                noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
+                model_output = prediction.predict(state, fusion, self.scheduler.scale_model_input(latents, t), t)
+                latents = self._fuse(latents, model_output, noise, *plan[i])
+            model_output = prediction.predict(state, refinement, self.scheduler.scale_model_input(latents, t), t)
+            latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
+            _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
+            if callback_on_step_end is not None:
+                latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
+                fusion, refinement = self._plan_rows(state)
 
-        # 7. Decode
+        # 9. Decode
         if output_type == "latent":
             images, has_nsfw_concept = latents, None
         else:
@@ -417,70 +421,56 @@ class ProFusionPipeline(
             return images, has_nsfw_concept
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
 
-    def _plan_rows(
-        self,
-        null_states: torch.Tensor,
-        class_states: torch.Tensor | None,
-        references: guidance_rows.ReferenceRows,
-        fusion_subject_scale: float,
-    ) -> tuple[guidance_rows.GuidanceRows, guidance_rows.GuidanceRows]:
+    def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, guidance_rows.GuidanceRows]:
         """The rows of both stages, with the scales and the concepts of now."""
-        fusion = guidance_rows.GuidanceRows.plan(
-            null_states,
-            class_states,
-            references.owner,
-            class_weight=0.0,
-            subject_weights=[self.fusion_guidance_scale * proportion for proportion in references.proportions],
-            subject_scale=fusion_subject_scale,
-        )
-        refinement = guidance_rows.GuidanceRows.plan(
-            null_states,
-            class_states,
-            references.owner,
-            class_weight=self.class_guidance_scale,
-            subject_weights=[self.guidance_scale * weight for weight in references.weights],
-            subject_scale=1.0,
-        )
         return tuple(
-            replace(rows, adapters=self._adapters_of(rows.owner, len(rows.text_states)))
-            for rows in (fusion, refinement)
+            replace(rows, adapters=self._adapters_of(state.concepts, rows.owner, len(rows.text_states)))
+            for rows in prediction.plan_rows(state)
         )
 
-    def _predict(
+    def _text_states(
+        self, texts: list[str] | None, lora_scale: float, given: torch.Tensor | None, num_images_per_prompt: int
+    ) -> torch.Tensor | None:
+        """States of texts, or given ones [P, T, D], or none -> those of each picture. [B, T, D]"""
+        states = given if texts is None else self._encode_texts(texts, lora_scale)
+        if states is None:
+            return None
+        return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
+
+    def _plan_fusion(self, guidance: guidance_rows.Guidance, begin: int) -> list[tuple | None]:
+        """For each step with a fusion stage its noise level and k, the share of the noise that stays; else None."""
+        fused = guidance.fused_steps(len(self.scheduler.timesteps) - begin)
+        if not any(fused):
+            return [None] * len(fused)
+        plan = []
+        for level, inside in zip(noise_levels.fusion_levels(self.scheduler, begin), fused, strict=True):
+            if level is None or not inside:
+                plan.append(None)
+            else:
+                share = fusion_sampling.noise_share(level.alpha_bar, level.next_alpha_bar, guidance.fusion_eta)
+                plan.append((level, share))
+        call_inputs.check_fusion_eta(guidance.fusion_eta, [share for _, share in filter(None, plan)])
+        return plan
+
+    def _initial_latents(
         self,
-        latents: torch.Tensor,
-        t: torch.Tensor,
-        rows: guidance_rows.GuidanceRows,
-        references: guidance_rows.ReferenceRows,
+        latents: torch.Tensor | None,
+        shape: tuple[int, ...],
+        generator: torch.Generator | list[torch.Generator] | None,
+        state: prediction.CallState,
+        begin: int,
+        subjects: list,
     ) -> torch.Tensor:
-        """The guided model output at (latents, t): one UNet call for all rows, after one PromptNet call for all S*."""
-        latents = self.scheduler.scale_model_input(latents, t)  # [B, C, h, w], variance-preserving
-        text_states = rows.text_states
-        if rows.has_subject:
-            at_reference = latents[references.owner]  # [K, C, h, w]
-            with self._row_adapters["promptnet"].computed_by(rows.adapters[len(rows.text_states) :]):
-                words = self.promptnet(  # [K, L, D]
-                    references.latents, t, references.image_states, at_reference, return_dict=False
-                )[0]
-            with subject_prompt.scaled_lora(self.text_encoder, self._lora_scale):
-                states = subject_prompt.encode_subject_prompts(
-                    self.text_encoder, references.input_ids, references.positions, words
-                )
-            states = subject_prompt.scale_subject_rows(
-                states, references.positions, words.shape[1], rows.subject_scale
-            )  # [K, T, D]
-            text_states = torch.cat([text_states, states])  # [rows, T, D]
-        with self._row_adapters["unet"].computed_by(rows.adapters):
-            output = self.unet(
-                latents[rows.owner],
-                t,
-                encoder_hidden_states=text_states,
-                cross_attention_kwargs=self.cross_attention_kwargs,
-                return_dict=False,
-            )[0]  # [rows, C, h, w]
-        # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
-        null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
-        return fusion_sampling.guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
+        """Given ones, or noise; with `subjects` their first reference at the noise level of the step `begin`."""
+        device, scale = self._execution_device, self.scheduler.init_noise_sigma
+        if latents is not None:
+            return latents.to(device) * (scale if begin == 0 else 1)
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=state.null_states.dtype)
+        if not subjects:
+            return noise * scale
+        first = torch.cat([subject.latents[:1] for subject in subjects]).to(noise)  # [P, C, h, w]
+        first = first.repeat_interleave(len(noise) // len(first), dim=0)  # [B, C, h, w]
+        return self.scheduler.add_noise(first, noise, self.scheduler.timesteps[begin].repeat(len(first)))
 
     def _fuse(
         self,
@@ -492,9 +482,8 @@ class ProFusionPipeline(
     ) -> torch.Tensor:
         """One fusion step of the scheduler's state."""
         latents = latents / level.state_scale  # [B, C, h, w], variance-preserving
-        predicted = fusion_sampling.predict_noise(
-            model_output, latents, level.alpha_bar, self.scheduler.config.prediction_type
-        )
+        prediction_type = self.scheduler.config.prediction_type
+        predicted = fusion_sampling.predict_noise(model_output, latents, level.alpha_bar, prediction_type)
         renewed = fusion_sampling.renew_noise(predicted, noise, share)
         noise_levels.follow_fusion(self.scheduler, renewed - predicted)
         return fusion_sampling.fusion_step(latents, predicted, renewed, level.alpha_bar) * level.state_scale

@@ -7,12 +7,18 @@ positions         -        the place of the first pseudo word in the token seque
 scale             gamma    `fusion_subject_scale`
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from transformers import CLIPTextModel, CLIPTokenizer
+
+# Of the forward that this thread runs: the places of S* [B] and the pseudo words [B, L, D].
+_SUBJECT: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("S* of a forward", default=None)
+_TOKENIZING = threading.Lock()
 
 
 def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
@@ -83,8 +89,8 @@ def tokenize_subject_prompts(
     rows, positions = [], []
     for prompt in prompts:
         prefix, suffix = find_placeholder(prompt, placeholder)
-        before = [tokenizer.bos_token_id, *tokenizer(prefix, add_special_tokens=False).input_ids]
-        after = tokenizer(suffix, add_special_tokens=False).input_ids
+        before = [tokenizer.bos_token_id, *_token_ids(tokenizer, prefix)]
+        after = _token_ids(tokenizer, suffix)
         room = max_length - len(before) - num_subject_tokens - 1  # places left for the suffix; one is eos's
         if room < 0:
             raise ValueError(
@@ -113,7 +119,7 @@ def encode_subject_prompts(
 
     S* replaces token *and* position embedding; attention is causal and nothing is masked. Gradients flow into
     `subject_embeds`. The rows are put in by a hook on the embeddings, so the text encoder runs its own whole forward:
-    this holds for every layout of transformers' CLIP and keeps off-loading and adapters alive.
+    this holds for every layout of transformers' CLIP and keeps off-loading and adapters alive. Threads may share it.
 
     Args:
         text_encoder (`CLIPTextModel`): The UNet's text encoder.
@@ -144,16 +150,29 @@ def encode_subject_prompts(
             f"{text_encoder.config.hidden_size}."
         )
 
-    def put_subject_in(module, args, embeddings: torch.Tensor) -> torch.Tensor:  # [B, T, D]
-        index = _subject_index(positions.to(embeddings.device), subject_embeds.shape)
-        return embeddings.scatter(1, index, subject_embeds.to(embeddings))
-
     text_model = getattr(text_encoder, "text_model", text_encoder)  # transformers 4 nests what 5 doesn't
-    hook = text_model.embeddings.register_forward_hook(put_subject_in)
+    if _put_subject_in not in text_model.embeddings._forward_hooks.values():
+        text_model.embeddings.register_forward_hook(_put_subject_in)
+    before = _SUBJECT.set((positions, subject_embeds))
     try:
         return text_encoder(input_ids).last_hidden_state  # [B, T, D]
     finally:
-        hook.remove()
+        _SUBJECT.reset(before)
+
+
+def _put_subject_in(module, args, embeddings: torch.Tensor) -> torch.Tensor:  # [B, T, D]
+    """The hook stays on the model, which others may share; it changes the forward of a thread that has a subject."""
+    if _SUBJECT.get() is None:
+        return embeddings
+    positions, subject_embeds = _SUBJECT.get()
+    index = _subject_index(positions.to(embeddings.device), subject_embeds.shape)
+    return embeddings.scatter(1, index, subject_embeds.to(embeddings))
+
+
+def _token_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    """Without padding and truncation, which a tokenizer keeps as its state, where another thread would find them."""
+    with _TOKENIZING:
+        return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def encode_texts(
@@ -177,13 +196,10 @@ def encode_texts(
         >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
     """
     unique = list(dict.fromkeys(texts))
-    ids = tokenizer(
-        unique,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids.to(device)
+    length = tokenizer.model_max_length
+    rows = [_token_ids(tokenizer, text)[: length - 2] for text in unique]
+    rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
+    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows], device=device)
     states = text_encoder(ids).last_hidden_state  # [unique texts, T, D]
     return states[[unique.index(text) for text in texts]]  # [P, T, D]
 

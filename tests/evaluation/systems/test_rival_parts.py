@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from concepts import photo
@@ -61,3 +62,12 @@ def test_pictures_of_the_photo_are_those_of_customising(pipe):
     pool = parts.encode_photo(pipe, photo(), config)
     with customizing(pipe, photo(), config) as run:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(pool, run.pool, strict=True))
+
+
+def test_changed_weights_come_back_after_an_error():
+    layer = nn.Linear(2, 2)
+    weight, values = layer.weight.data_ptr(), layer.weight.clone()
+    with pytest.raises(RuntimeError), parts.changed_weights(layer, {"weight": torch.ones(2, 2)}, 2.0):
+        torch.testing.assert_close(layer.weight, values + 2)
+        raise RuntimeError
+    assert layer.weight.data_ptr() == weight and torch.equal(layer.weight, values)

@@ -14,7 +14,7 @@ from ...customization.config import CustomizeConfig
 from ...customization.learning import Learning
 from ...customization.learning_weights import adapters, only_learning
 from ...customization.subject_pool import EncodedPool, encode_pictures
-from ...method.adapters import base_weights, changed_weights
+from ...method.adapters import base_weights
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.subject_prompt import encode_texts
 from .e4t import E4T
@@ -22,6 +22,7 @@ from .profusion import ProFusion
 from .rival_parts import (
     ATTENTION,
     WordPrompts,
+    changed_weights,
     denoising_losses,
     encode_photo,
     encode_word,

@@ -14,6 +14,7 @@ from torch import nn
 from ...customization.config import CustomizeConfig
 from ...customization.learning_weights import PROJECTIONS, adapters
 from ...customization.subject_pool import EncodedPool, augmented_pictures, encode_pictures
+from ...method.adapters import base_weights
 from ...method.call_inputs import choose_size
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
@@ -185,3 +186,32 @@ def learnt_adapters(models: dict[str, nn.Module], learnt: dict[str, torch.Tensor
         for name, weight in weights.items():
             weight.data.copy_(learnt[name])
         yield
+
+
+@contextmanager
+def changed_weights(model: nn.Module, changes: dict[str, torch.Tensor], scale: float) -> Iterator[None]:
+    """W + scale ΔW in place of W while the block runs; afterwards the very tensors of before.
+
+    Args:
+        model: Whose weights they are.
+        changes: ΔW of each changed weight, by its name.
+        scale: By which the changes are multiplied.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> with torch.no_grad(), changed_weights(layer, {"weight": 2 - layer.weight}, 1.0):
+        ...     layer.weight.item()
+        2.0
+    """
+    weights = base_weights(model)
+    before = {name: weights[name].data for name in changes}
+    try:
+        for name, change in changes.items():
+            weights[name].data = before[name] + scale * change.to(before[name])
+        yield
+    finally:
+        for name, data in before.items():
+            weights[name].data = data

@@ -1,6 +1,8 @@
 """A callback changes the scales of a running call; what it does shows in the rows that are computed."""
 
+import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 
 from calls import PROMPT, count_work, latents_of, picture, seeded
 
@@ -91,3 +93,34 @@ def test_interrupt_leaves_the_rest_undone(pipe):
     counts = count_work(pipe)
     pipe(PROMPT, image=picture(), num_inference_steps=5, generator=seeded(), callback_on_step_end=stop)
     assert counts["unet_calls"] == 2
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: MultiPipelineCallbacks([one])], ids=["one", "several"])
+def test_callback_objects_of_diffusers_are_taken(pipe, wrap):
+    """They say themselves which tensors they want; `SDCFGCutoffCallback` switches `guidance_scale` off."""
+    counts, seen = count_work(pipe), []
+    callback = wrap(SDCFGCutoffCallback(cutoff_step_index=0, cutoff_step_ratio=None))
+    pipe.promptnet.register_forward_pre_hook(lambda *_: seen.append(counts["unet_calls"]))
+    latents = latents_of(pipe, image=picture(), num_fusion_steps=0, callback_on_step_end=callback)
+    assert seen == [0] and torch.isfinite(latents).all()  # S* is asked for at the first step only
+
+
+def test_a_callback_that_returns_nothing_changes_nothing(pipe):
+    steps = []
+    watched = latents_of(pipe, image=picture(), callback_on_step_end=lambda pipe, i, t, tensors: steps.append(i))
+    assert steps == [0, 1, 2] and torch.equal(watched, latents_of(pipe, image=picture()))
+
+
+def test_tensors_of_another_shape_are_refused(pipe):
+    def cut(pipe, i, t, tensors):
+        return {"prompt_embeds": tensors["prompt_embeds"][-1:]}
+
+    settings = dict(image=picture(), num_images_per_prompt=2, callback_on_step_end=cut)
+    message = r"`prompt_embeds` from `callback_on_step_end` must have the shape \(2, 77, 32\), got \(1, 77, 32\)"
+    with pytest.raises(ValueError, match=message):
+        latents_of(pipe, **settings, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_tensors_that_there_are_not_are_named(pipe):
+    with pytest.raises(ValueError, match="`callback_on_step_end_tensor_inputs` must be .*, got 'add_text_embeds'"):
+        latents_of(pipe, image=picture(), callback_on_step_end=SDXLCFGCutoffCallback(cutoff_step_ratio=0.5))

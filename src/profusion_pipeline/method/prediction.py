@@ -1,0 +1,116 @@
+"""One noise prediction of a call: S* from PromptNet, the text with S* in it, one UNet call for all rows, guided.
+
+Letters in shapes: B pictures, K references of all pictures together, L pseudo words, T tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import adapters, concept_loader, fusion_sampling, guidance_rows, subject_prompt
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CallState:
+    """All that a prediction of one call depends on beside x_t and t; where a callback changes something, a new one.
+
+    Args:
+        guidance: The scales.
+        null_states: Text states of ∅ for each picture. [B, T, D]
+        class_states: Text states of C for each picture, or None. [B, T, D]
+        references: What S* is made from.
+        concepts: Whose each picture is.
+        models: UNet, PromptNet and text encoder, by the names of the pipeline's components.
+        cross_attention_kwargs: What the UNet's attention processors take.
+        lora_scale: Of the text encoder's LoRA, on top of `set_adapters`.
+
+    Example:
+        >>> replace(state, guidance=replace(state.guidance, guidance_scale=3.0))  # doctest: +SKIP
+    """
+
+    guidance: guidance_rows.Guidance
+    null_states: torch.Tensor
+    class_states: torch.Tensor | None
+    references: guidance_rows.ReferenceRows
+    concepts: concept_loader.CallConcepts
+    models: dict[str, torch.nn.Module]
+    cross_attention_kwargs: dict[str, Any] | None
+    lora_scale: float
+
+
+def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, guidance_rows.GuidanceRows]:
+    """The rows of the fusion stage, ε_∅ + ω_f (ε_{γS*,C} - ε_∅), and those of the refinement stage.
+
+    Args:
+        state: Of the call.
+
+    Returns:
+        Rows of both stages; those of adapters are not told apart yet.
+
+    Example:
+        >>> fusion, refinement = plan_rows(state)  # doctest: +SKIP
+    """
+    guidance, references = state.guidance, state.references
+    shared = (state.null_states, state.class_states, references.owner)
+    fusion = guidance_rows.GuidanceRows.plan(
+        *shared,
+        class_weight=0.0,
+        subject_weights=[guidance.fusion_guidance_scale * proportion for proportion in references.proportions],
+        subject_scale=guidance.fusion_subject_scale,
+    )
+    refinement = guidance_rows.GuidanceRows.plan(
+        *shared,
+        class_weight=guidance.class_guidance_scale,
+        subject_weights=[guidance.guidance_scale * weight for weight in references.weights],
+        subject_scale=1.0,
+    )
+    return fusion, refinement
+
+
+def predict(state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The guided model output at (x_t, t): one UNet call for all rows, after one PromptNet call for all S*.
+
+    Args:
+        state: Of the call.
+        rows: Of one of its stages.
+        latents: x_t, variance-preserving, as the UNet reads it. [B, C, h, w]
+        t: The timestep.
+
+    Returns:
+        Of the UNet's prediction type. [B, C, h, w]
+
+    Example:
+        >>> model_output = predict(state, refinement, latents, t)  # doctest: +SKIP
+    """
+    text_states = rows.text_states
+    if rows.has_subject:
+        text_states = torch.cat([text_states, _subject_states(state, rows, latents, t)])  # [rows, T, D]
+    unet = state.models["unet"]
+    with adapters.computed_by(unet, rows.adapters):
+        output = unet(
+            latents[rows.owner],
+            t,
+            encoder_hidden_states=text_states,
+            cross_attention_kwargs=state.cross_attention_kwargs,
+            return_dict=False,
+        )[0]  # [rows, C, h, w]
+    # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
+    null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
+    return fusion_sampling.guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
+
+
+def _subject_states(
+    state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """The text with S* of now in it, for each reference. [K, T, D]"""
+    references, promptnet, text_encoder = state.references, state.models["promptnet"], state.models["text_encoder"]
+    with adapters.computed_by(promptnet, rows.adapters[len(rows.text_states) :]):
+        words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
+            0
+        ]  # [K, L, D]
+    with subject_prompt.scaled_lora(text_encoder, state.lora_scale):
+        states = subject_prompt.encode_subject_prompts(
+            text_encoder, references.input_ids, references.positions, words
+        )  # [K, T, D]
+    return subject_prompt.scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)
