@@ -17,7 +17,7 @@ ORDER = [
     {"customization", "demo"},
     {"evaluation"},
     {"cli"},
-    {"__init__"},
+    {"__init__", "__main__"},
 ]
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}
 
@@ -130,6 +130,6 @@ def test_every_file_of_the_method_is_shipped():
     assert {path.stem for path in (PACKAGE / "method").glob("*.py")} == SHIPPED.keys() | {"__init__"}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=module_name)
+@pytest.mark.parametrize("path", [path for path in FILES if not path.name.startswith("__")], ids=module_name)
 def test_every_file_has_its_tests(path):
     assert (TESTS / path.relative_to(PACKAGE).with_name(f"test_{path.name}")).is_file()

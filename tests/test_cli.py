@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from profusion_pipeline import CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
+from profusion_pipeline import Concept, CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
 from profusion_pipeline.cli import build_parser, call_flags, config_of, main
 from profusion_pipeline.evaluation.config import EvaluationConfig
 from tiny import make_components
@@ -285,6 +285,12 @@ def test_usage(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "profusion_pipeline", "convert"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: profusion convert")
+
+
 def test_the_installed_command():
     program = os.path.join(os.path.dirname(sys.executable), "profusion")
     done = subprocess.run([program, "generate", "--model", "m"], capture_output=True, text=True)
@@ -400,6 +406,48 @@ def customize(model, photo, tmp_path):
         return main([str(word) for word in ["customize", *needed, *words]])
 
     return run
+
+
+def test_customize_under_a_launcher(customize, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert customize() == 0
+    assert Concept.from_pretrained(tmp_path / "concept").settings["mixed_precision"] == "bf16"
+    capsys.readouterr()
+    assert customize("--mixed-precision", "fp16", out="other") == 1
+    assert "`mixed_precision` must be left out or be 'bf16', as the launcher says" in capsys.readouterr().err
+    assert customize("--device", "cuda", out="other") == 1
+    assert "`device` must be left out or be 'cpu', as the launcher says, got 'cuda'" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert customize(out="other") == 1
+    assert "`profusion customize` must be launched without accumulated gradients" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "customize", "convert", "export", "push"])
+def test_two_processes_for_the_work_of_one(command, monkeypatch, capsys):
+    given = {
+        "generate": "--model m --prompt S* --image f",
+        "customize": "--model m --image f --out o",
+        "convert": "a b",
+        "export": "a b",
+        "push": "a b",
+    }
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, *given.get(command, "").split()]) == 1
+    expected = f"`profusion {command}` must be launched as one process, got 2 (--num_processes 1 is one)."
+    assert capsys.readouterr().err == f"profusion: {expected}\n"
+
+
+def test_evaluation_under_a_launcher(monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert EvaluationConfig(output="o").precision == "bf16"
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--output", "o", "--mixed-precision", "no"])
+    assert "`mixed_precision` must be left out or be 'bf16', as the launcher says" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert main(["evaluate", "--output", "o"]) == 1
+    assert "`profusion evaluate` must be launched without accumulated gradients" in capsys.readouterr().err
 
 
 def test_customize_and_generate_with_it(customize, model, pipe, tmp_path, capsys):

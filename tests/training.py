@@ -82,8 +82,8 @@ def start(config: TrainingConfig, *, cpu: bool = True) -> TrainingRun:
     """A run on the CPU, or where accelerate puts it."""
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision or "no",
+        gradient_accumulation_steps=config.gradient_accumulation_steps or 1,
         step_scheduler_with_optimizer=False,
     )
     return TrainingRun(config, accelerator)

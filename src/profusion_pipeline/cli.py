@@ -7,6 +7,7 @@ so that `--help` is instant.
 """
 
 import argparse
+import dataclasses
 import os
 import secrets
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
+from .common.launcher import check_launcher, launched_device, launched_precision, local_rank
 from .customization.config import CustomizeConfig
 from .evaluation.config import EvaluationConfig
 from .training.config import TrainingConfig
@@ -46,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # their remarks are for those who write code
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    command = args.run.__name__.removeprefix("_")
     try:
+        # Before any work: what accelerate launch and torchrun ask for in vain.
+        shares = command in ("train", "evaluate")
+        check_launcher(f"profusion {command}", several_processes=shares, accumulation=command == "train")
         args.run(args)
     except KeyboardInterrupt:
         print("profusion: stopped.", file=sys.stderr)
@@ -123,6 +129,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _customize(args: argparse.Namespace) -> None:
     config = config_of(args, CustomizeConfig)
+    config = dataclasses.replace(config, mixed_precision=launched_precision(config.mixed_precision, None))
     out = Path(args.out)
     if out.exists() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
@@ -257,7 +264,10 @@ def _load_pipeline(model: str, device: str | None, dtype: str | None):
 def _place(device: str | None, dtype: str | None) -> dict:
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = launched_device(device)
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{local_rank() % torch.cuda.device_count()}"
+    device = device or "cpu"
     usual = "float16" if device.startswith("cuda") else "float32"
     return {"dtype": getattr(torch, dtype or usual), "device": device}
 

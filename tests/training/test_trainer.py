@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import resource
 import shutil
 import sys
@@ -6,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from profusion_pipeline.method.modeling_promptnet import PromptNet
+from profusion_pipeline.training.run import TrainingRun
 from profusion_pipeline.training.trainer import train_promptnet, train_steps
 from training import assert_same_bits, assert_same_run, log_of, short_run, start, weights, write_base, write_shards
 
@@ -282,10 +285,48 @@ def test_log_and_tensorboard_tell_of_every_step_once_after_a_resume(folders):
 def test_a_launcher_that_started_one_process_of_several_is_refused(folders, monkeypatch):
     for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="`accelerate launch --cpu` must start all processes, it has started one"):
+    with pytest.raises(ValueError, match="All processes must be started"):
         train_promptnet(short_run(**folders))
     monkeypatch.setenv("WORLD_SIZE", "1")  # a launcher that says how many
     train_promptnet(short_run(**folders, max_steps=1))
+
+
+def test_what_the_environment_says_holds_where_the_settings_say_nothing(inputs, tmp_path, monkeypatch):
+    def state(output, **settings) -> dict:
+        train_promptnet(short_run(**inputs, **settings, output=output, max_steps=2, checkpoint_every=2, log_every=1))
+        return json.loads((output / "checkpoints" / "step-00000002" / "state.json").read_text())
+
+    given = state(tmp_path / "given", mixed_precision="bf16", gradient_accumulation_steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    assert state(tmp_path / "said") == given
+    assert (given["mixed_precision"], given["samples_per_step"]) == ("bf16", 4)
+    assert_same_run(tmp_path / "said", tmp_path / "given")
+
+
+@pytest.mark.parametrize(
+    "name, value, settings, message",
+    [
+        ("MIXED_PRECISION", "bf16", dict(mixed_precision="no"), "`mixed_precision` must be left out or be 'bf16'"),
+        ("MIXED_PRECISION", "fp8", {}, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8' from the launcher"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", dict(gradient_accumulation_steps=2), "must be left out or be 4"),
+        ("USE_FSDP", "true", {}, "must be launched without FSDP"),
+        ("DYNAMO_BACKEND", "EAGER", {}, "must be launched without compiling"),
+    ],
+)
+def test_a_launcher_that_contradicts_is_refused_before_any_work(name, value, settings, message, folders, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises(ValueError, match=message):
+        train_promptnet(short_run(**folders, **settings))
+    assert not folders["output"].exists()
+
+
+def test_an_accelerator_of_another_precision_is_refused(folders):
+    accelerator = Accelerator(cpu=True, mixed_precision="no", gradient_accumulation_steps=2)
+    assert TrainingRun(short_run(**folders), accelerator).samples_per_step == 4
+    with pytest.raises(ValueError, match="`mixed_precision` must be that of the accelerator, 'no', got 'bf16'"):
+        TrainingRun(short_run(**folders, mixed_precision="bf16"), accelerator)
 
 
 def test_a_repository_that_cannot_be_made_is_refused_before_any_work(folders, monkeypatch, tmp_path):

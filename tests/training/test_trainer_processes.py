@@ -172,8 +172,32 @@ def test_two_processes_learn_as_one(launcher, data, folders, tmp_path):
 def test_accelerate_on_a_cpu_starts_one_process_which_is_refused(folders):
     ended = train([*ACCELERATE, "--cpu"], **folders, max_steps=1)
     assert ended.returncode != 0
-    assert "profusion: `accelerate launch --cpu` must start all processes, it has started one" in ended.stderr
+    assert "profusion: All processes must be started, got one of several" in ended.stderr
     assert not folders["output"].exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config_file", [False, True], ids=["flags", "config file"])
+def test_accelerate_decides_precision_and_device(config_file, folders, inputs, tmp_path):
+    """Of the module, as `accelerate launch -m` starts it; with the bits of the same flags."""
+    said = ["--cpu", "--mixed_precision", "bf16"]
+    if config_file:
+        file = tmp_path / "accelerate.yaml"
+        file.write_text(
+            "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nnum_machines: 1\n"
+            "num_processes: 1\nuse_cpu: true\n"
+        )
+        said = ["--config_file", file]
+    launched = [program("accelerate"), "launch", *said, "-m", "profusion_pipeline"]
+    settings = dict(max_steps=2, checkpoint_every=2, log_every=1)
+    ended = run(*launched, *words(**folders, **settings), OMP_NUM_THREADS="1")
+    assert ended.returncode == 0, ended.stderr
+    train_promptnet(short_run(**inputs, **settings, output=tmp_path / "alone", mixed_precision="bf16"))
+    assert_same_run(folders["output"], tmp_path / "alone")
+    contradicted = run(*launched, *words(**inputs, output=tmp_path / "none", mixed_precision="fp16"))
+    sentence = "profusion: `mixed_precision` must be left out or be 'bf16', as the launcher says, got 'fp16'."
+    assert sentence in contradicted.stderr.splitlines()
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

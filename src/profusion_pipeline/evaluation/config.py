@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from ..common.launcher import launched_precision
 from ..common.settings import check_settings, setting
 
 
@@ -52,8 +53,10 @@ class EvaluationConfig:
     )
     seeds: int = setting(2, help="Pictures of each subject and prompt for question 1; diversity needs 2.", minimum=1)
     batch_size: int = setting(10, help="Pictures drawn in one call, at most.", minimum=1)
-    mixed_precision: str = setting(
-        "no", help="Autocast while drawing, not while learning.", choices=("no", "fp16", "bf16")
+    mixed_precision: str | None = setting(
+        None,
+        help="Autocast while drawing, not while learning. If not given, what accelerate launch says, or no.",
+        choices=("no", "fp16", "bf16"),
     )
 
     # Processes
@@ -71,9 +74,15 @@ class EvaluationConfig:
         for question in self.questions:
             if question not in range(1, 7):
                 raise ValueError(f"`questions` must be among 1 to 6, got {question}.")
+        _ = self.precision  # a launcher that contradicts it is refused
         worker, workers = self.share
         if worker >= workers:
             raise ValueError(f"`worker` must be 0 to {workers - 1} with {workers} workers, got {worker}.")
+
+    @property
+    def precision(self) -> str:
+        """The mixed precision given, else the launcher's, else "no"."""
+        return launched_precision(self.mixed_precision, "no")
 
     @property
     def share(self) -> tuple[int, int]:

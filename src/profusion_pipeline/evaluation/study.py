@@ -128,7 +128,7 @@ def run_study(
         worker=worker,
         workers=workers,
         batch_size=config.batch_size,
-        mixed_precision=config.mixed_precision,
+        mixed_precision=config.precision,
     ):
         drawn += progress.drawn
         seconds = time.perf_counter() - began

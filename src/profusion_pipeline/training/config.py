@@ -20,8 +20,8 @@ class TrainingConfig:
 
     Example:
         >>> config = TrainingConfig(model="sd2-folder", data="portraits", output="runs/first", max_steps=1000)
-        >>> config.batch_size * config.gradient_accumulation_steps
-        8
+        >>> config.batch_size, config.learning_rate
+        (8, 2e-05)
     """
 
     # What to learn from, and what comes out
@@ -125,9 +125,10 @@ class TrainingConfig:
     # Optimisation
     max_steps: int = setting(80_000, help="Optimiser steps in all.", minimum=1, resumable=True)
     batch_size: int = setting(8, help="Pictures per forward pass and process.", minimum=1, resumable=True)
-    gradient_accumulation_steps: int = setting(
-        1,
-        help="Forward passes per optimiser step: the effective batch is this many times larger.",
+    gradient_accumulation_steps: int | None = setting(
+        None,
+        help="Forward passes per optimiser step: the effective batch is this many times larger. If not given, what "
+        "accelerate launch says, or 1.",
         minimum=1,
         resumable=True,
     )
@@ -162,8 +163,11 @@ class TrainingConfig:
     )
 
     # Machine
-    mixed_precision: str = setting(
-        "no", help="Precision of the forward passes; weights that learn stay float32.", choices=("no", "fp16", "bf16")
+    mixed_precision: str | None = setting(
+        None,
+        help="Precision of the forward passes; weights that learn stay float32. If not given, what accelerate launch "
+        "says, or no.",
+        choices=("no", "fp16", "bf16"),
     )
     gradient_checkpointing: bool = setting(
         False, help="Recompute activations in the backward pass: less memory, about a third slower.", resumable=True

@@ -38,10 +38,11 @@ class TrainingRun:
 
     Args:
         config: All settings.
-        accelerator: Made for the same precision and accumulation, as [`train_promptnet`] does.
+        accelerator: Made for the same precision and accumulation, as [`train_promptnet`] does; settings that are not
+            given are the accelerator's.
 
     Raises:
-        ValueError: The data or the models don't fit the settings.
+        ValueError: The data, the models or the accelerator don't fit the settings.
 
     Example:
         >>> run = TrainingRun(config, Accelerator())  # doctest: +SKIP
@@ -49,7 +50,8 @@ class TrainingRun:
     """
 
     def __init__(self, config: TrainingConfig, accelerator: "Accelerator"):
-        self.config, self.accelerator, self.step = config, accelerator, 0
+        self.config = config = _agreeing(config, accelerator)
+        self.accelerator, self.step = accelerator, 0
         self.pictures = self.stream = None
         placeholder = config.placeholder if config.captions else None
         if config.streaming:
@@ -291,3 +293,12 @@ class TrainingRun:
         if self.stream:
             return dict(num_shards=self.stream.dataset.num_shards)
         return dict(num_targets=len(self.pictures.targets))
+
+
+def _agreeing(config: TrainingConfig, accelerator: "Accelerator") -> TrainingConfig:
+    settings = {name: getattr(accelerator, name) for name in ("mixed_precision", "gradient_accumulation_steps")}
+    for name, value in settings.items():
+        given = getattr(config, name)
+        if given not in (None, value):
+            raise ValueError(f"`{name}` must be that of the accelerator, {value!r}, got {given!r}.")
+    return dataclasses.replace(config, **settings)

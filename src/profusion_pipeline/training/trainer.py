@@ -4,8 +4,8 @@
 pictures and signals. The objective is in `losses.py`; what sample number n is, in `data.py`.
 """
 
+import dataclasses
 import itertools
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from ..common.launcher import check_launcher, launched_accumulation, launched_precision
 from ..common.picture_files import write_pictures
 from ..method.modeling_promptnet import PromptNet
 from ..method.reference_images import load_reference_image
@@ -159,6 +160,9 @@ def train_promptnet(config: TrainingConfig) -> Path:
     leaves the others to mpirun). Each takes `batch_size` pictures at a time, so that two processes learn as one does
     with twice the batch size: the same pictures, of a folder or a stream, noise and timesteps in every step.
 
+    What `accelerate launch`, its config file or the environment say of mixed precision, accumulated gradients and the
+    CPU holds where the settings say nothing.
+
     Args:
         config: All settings.
 
@@ -167,7 +171,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
 
     Raises:
         ValueError: Data, models, the repository to publish or the checkpoint to resume from don't fit the settings;
-            `accelerate launch` has started fewer processes than it was asked for.
+            what a launcher says contradicts them or can't be done, or it has started fewer processes than asked for.
         FileExistsError: `output` holds a run and `resume` is False.
         FloatingPointError: A loss or a weight is not finite; the sentence names the step.
 
@@ -176,6 +180,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
         >>> config = TrainingConfig(model="base", data="portraits", output="runs/first", prompt="a portrait of S*")
         >>> train_promptnet(config)  # doctest: +SKIP
     """
+    config = _as_launched(config)
     output = Path(config.output)
     checkpoints, promptnet_folder = output / "checkpoints", output / "promptnet"
     if not config.resume and (promptnet_folder.exists() or list_checkpoints(checkpoints)):
@@ -193,7 +198,6 @@ def train_promptnet(config: TrainingConfig) -> Path:
         log_with="tensorboard" if is_tensorboard_available() else None,
         project_dir=output,
     )
-    _refuse_missing_processes(accelerator)
     if config.push_to_hub and accelerator.is_main_process:
         _make_repository(config.hub_model_id)
     run = TrainingRun(config, accelerator)
@@ -236,16 +240,14 @@ def train_promptnet(config: TrainingConfig) -> Path:
     return promptnet_folder
 
 
-def _refuse_missing_processes(accelerator: Accelerator) -> None:
-    # `accelerate launch --cpu --num_processes 2` leaves starting the processes to mpirun; without it, it starts one and
-    # tells it where the others would be, but not how many.
-    asked_for_more = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
-    if accelerator.num_processes == 1 and asked_for_more and os.environ.get("ACCELERATE_USE_CPU") == "True":
-        raise ValueError(
-            "`accelerate launch --cpu` must start all processes, it has started one and leaves the others to mpirun: "
-            "`accelerate launch --no_python --multi_gpu --num_processes 2 profusion train ...` starts two (on a CPU "
-            "too), and so does `torchrun --no-python --nproc-per-node 2 profusion train ...`."
-        )
+def _as_launched(config: TrainingConfig) -> TrainingConfig:
+    """With what a launcher says where the settings say nothing."""
+    check_launcher("profusion train", several_processes=True, accumulation=True)
+    return dataclasses.replace(
+        config,
+        mixed_precision=launched_precision(config.mixed_precision, "no"),
+        gradient_accumulation_steps=launched_accumulation(config.gradient_accumulation_steps),
+    )
 
 
 def _make_repository(repo_id: str) -> None:
