@@ -46,7 +46,7 @@ from profusion_pipeline.evaluation.metrics import Estimate, bootstrap_interval
 SCORER = Path(__file__).with_name("scorer")
 PROJECT = Path(__file__).parent.parent.parent
 # Where `--update` puts the table, between the two marks.
-DOCUMENTS = (PROJECT / "README.md", PROJECT / "docs" / "demo_model.md", FOLDER / "model" / "README.md")
+DOCUMENTS = (PROJECT / "docs" / "demo_model.md", FOLDER / "model" / "README.md")
 MARKS = "<!-- scores -->", "<!-- /scores -->"
 DESCRIBED = ("hair", "hair_colour", "skin", "eye_colour", "facial_hair")  # of an identity, what captions can say
 # The systems that are compared on control prompts: one base model, one S*, three ways of guiding.
