@@ -117,7 +117,9 @@ def test_exif_orientation_is_applied(photo, tmp_path, orientation, turn):
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "nobody.png", tmp_path):
-        with pytest.raises(ValueError, match=rf"`face` must be a file that exists, got '.*{path.name}'"):
+        with pytest.raises(
+            ValueError, match=rf"`face` must be a file that exists, got (the folder )?'.*{path.name[-25:]}'"
+        ):
             load_reference_image(path, name="face")
 
 
@@ -147,50 +149,55 @@ def test_truncated_image_that_the_caller_opened(photo, tmp_path):
         load_reference_image(opened)
 
 
-@pytest.mark.parametrize(
-    "limit", [40, 20], ids=["warned", "refused"]
-)  # 54 pixels: over the limit, over twice the limit
-def test_decompression_bomb(photo, tmp_path, monkeypatch, limit):
-    photo.save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=rf"`image` must have at most {limit} pixels .*bomb\.png'"):
-        load_reference_image(tmp_path / "bomb.png")
-
-
-@pytest.mark.parametrize("url", ["https://example.org/a.png", "hf://datasets/a/b.png", "data:image/png;base64,AAAA"])
-def test_url_says_what_to_do(url):
-    with pytest.raises(
-        ValueError, match=r"got the URL '.*': download it first, for example with `diffusers\.utils\.load_image`"
-    ):
-        load_reference_image(url)
-
-
 @pytest.mark.parametrize("empty", [Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), dtype=np.uint8), torch.zeros(3, 5, 0)])
 def test_no_pixels(empty):
     with pytest.raises(ValueError, match=r"`image` must have pixels, got a picture of 0 x 5\."):
         load_reference_image(empty)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 5), (4, 5, 4), (1, 4, 5, 3)])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4,), (4, 5, 2), (1, 4, 5, 3)])
 def test_array_shape(shape):
-    with pytest.raises(ValueError, match=r"`image` as an array must have the shape \[H, W, 3\], got \["):
+    sentence = r"`image` as an array must have the shape \[H, W\] or \[H, W, 1 \| 3 \| 4\], got \["
+    with pytest.raises(ValueError, match=sentence):
         load_reference_image(np.zeros(shape, dtype=np.uint8))
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 3), (4, 5), (1, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(5, 4, 3), (4,), (1, 3, 4, 5)])
 def test_tensor_shape(shape):
-    with pytest.raises(ValueError, match=r"`image` as a tensor must have the shape \[3, H, W\], got \["):
+    sentence = r"`image` as a tensor must have the shape \[H, W\] or \[1 \| 3 \| 4, H, W\], got \["
+    with pytest.raises(ValueError, match=sentence):
         load_reference_image(torch.zeros(shape))
 
 
-def test_array_and_tensor_dtype():
-    with pytest.raises(TypeError, match=r"`image` as an array must be of uint8 or of floats in 0\.\.1, got int64"):
-        load_reference_image(np.zeros((4, 5, 3), dtype=np.int64))
-    with pytest.raises(TypeError, match=r"`image` as a tensor must hold floats in 0\.\.1, got torch\.uint8"):
-        load_reference_image(torch.zeros(3, 4, 5, dtype=torch.uint8))
+@pytest.mark.parametrize("zeros", [np.zeros((4, 5, 3), dtype=np.int64), torch.zeros(3, 4, 5).long()])
+def test_array_and_tensor_dtype(zeros):
+    with pytest.raises(TypeError, match=r"must be of uint8, uint16, bool or of floats in 0\.\.1, got int64"):
+        load_reference_image(zeros)
 
 
-@pytest.mark.parametrize("value, shown", [(-1.0, "-1 to 0"), (255.0, "0 to 255"), (float("nan"), "nan to nan")])
+def test_grey_arrays_and_tensors(photo):
+    grey = np.asarray(photo.convert("L"))
+    expected = pixels(photo.convert("L").convert("RGB"))
+    for array in (grey, grey[..., None], grey / 255, (grey / 255)[..., None], grey.astype(np.uint16) * 257):
+        assert (pixels(load_reference_image(array)) == expected).all()
+    for tensor in (torch.from_numpy(grey.copy()), torch.from_numpy(grey / 255)):
+        assert (pixels(load_reference_image(tensor)) == expected).all()
+        assert (pixels(load_reference_image(tensor[None])) == expected).all()
+    assert pixels(load_reference_image(np.array([[True, False]])))[0, :, 0].tolist() == [255, 0]
+
+
+def test_arrays_and_tensors_with_alpha(photo):
+    with_alpha = photo.copy()
+    with_alpha.putalpha(Image.fromarray(np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 4))
+    expected = pixels(load_reference_image(with_alpha))
+    array = np.asarray(with_alpha)
+    assert (pixels(load_reference_image(array)) == expected).all()
+    assert (pixels(load_reference_image(torch.from_numpy(array / 255).permute(2, 0, 1))) == expected).all()
+
+
+@pytest.mark.parametrize(
+    "value, shown", [(-1.0, "-1 to 0"), (255.0, "0 to 255"), (1.002, "0 to 1.002"), (float("nan"), "nan to nan")]
+)
 def test_values_out_of_range(value, shown):
     tensor = torch.zeros(3, 4, 5)
     tensor[0, 0, 0] = value
@@ -198,8 +205,61 @@ def test_values_out_of_range(value, shown):
         load_reference_image(tensor)
 
 
-def test_neither_image_nor_path():
-    with pytest.raises(
-        TypeError, match="`image` must be a PIL image, a numpy array, a torch tensor or a path, got bytes"
-    ):
-        load_reference_image(b"...")
+def test_values_out_of_range_by_rounding_alone():
+    white = torch.nn.functional.interpolate(torch.ones(1, 3, 64, 64), size=(50, 50), mode="bilinear", antialias=True)[0]
+    for tensor in (white, torch.full((3, 4, 5), 1 + 2e-7), torch.full((3, 4, 5), 1.0005)):
+        assert (pixels(load_reference_image(tensor)) == 255).all()
+    assert (pixels(load_reference_image(torch.full((3, 4, 5), -1e-7))) == 0).all()
+
+
+@pytest.mark.parametrize("thing", [None, 3, ("a.png",), {"path": "a.png"}])
+def test_neither_image_nor_path(thing):
+    with pytest.raises(TypeError, match="`image` must be a PIL image, a numpy array, .* got (NoneType|int|tuple|dict)"):
+        load_reference_image(thing)
+
+
+def test_mode_i_with_8_bit_values_is_as_bright_as_before(photo):
+    grey = photo.convert("L")
+    assert (pixels(load_reference_image(grey.convert("I"))) == np.asarray(grey)[..., None]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "La", "PA", "1", "YCbCr", "HSV", "RGBX"])
+def test_other_modes(photo, mode):
+    of_mode = photo.convert({"RGBa": "RGBA", "La": "LA", "PA": "P"}.get(mode, mode)).convert(mode)
+    expected = photo.convert("1" if mode == "1" else "L" if mode == "La" else "P" if mode == "PA" else "RGB").convert(
+        "RGB"
+    )
+    assert np.abs(pixels(load_reference_image(of_mode)) - pixels(expected)).max() <= 6
+
+
+def test_transparency_of_16_bit_grey(tmp_path):
+    Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=0)
+    assert pixels(load_reference_image(tmp_path / "a.png"))[0, :, 0].tolist() == [255, 255]
+
+
+def test_an_image_whose_file_is_closed(photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as left:
+        pass
+    closed = Image.open(tmp_path / "a.png")
+    closed.close()
+    for image in (left, closed):
+        with pytest.raises(ValueError, match=r"`image` must be a whole image, .*; call its `load\(\)` before"):
+            load_reference_image(image)
+
+
+def test_exif_that_nobody_can_read_is_no_fault_of_the_picture(photo, tmp_path):
+    photo.save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
+    assert (pixels(load_reference_image(tmp_path / "a.png")) == pixels(photo)).all()
+
+
+def test_photos_of_the_largest_phones_are_halved(tmp_path):
+    """12000 x 9000; Pillow warns of them, and warnings are errors here."""
+    large = Image.new("L", (12000, 9000), 200)
+    large.paste(50, (0, 0, 6000, 9000))
+    large.save(tmp_path / "phone.jpg")
+    with open(tmp_path / "phone.jpg", "rb") as file:
+        for source in (tmp_path / "phone.jpg", file, large):
+            loaded = load_reference_image(source)
+            assert loaded.size == (6000, 4500)
+            assert loaded.getpixel((1000, 1000)) == (50, 50, 50) and loaded.getpixel((5000, 1000)) == (200, 200, 200)

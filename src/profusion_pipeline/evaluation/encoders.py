@@ -27,6 +27,8 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, ViTModel
 
+from ..method.framing import crop_strip
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 64
@@ -111,6 +113,7 @@ def to_pixels(
     """
     crops = []
     for image in images:
+        image = crop_strip(image, resize or side, resize or side)
         scale = (resize or side) / min(image.size)
         width, height = (max(side, int(length * scale)) for length in image.size)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)

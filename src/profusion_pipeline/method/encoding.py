@@ -6,7 +6,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from PIL import Image
 
-from . import call_inputs, reference_images, subject_embedding, subject_prompt
+from . import call_inputs, framing, reference_images, subject_embedding, subject_prompt
 
 
 class EncodingMixin:
@@ -30,7 +30,7 @@ class EncodingMixin:
         """Encode reference pictures of one subject once, to be saved or given to many calls as `subject`.
 
         Args:
-            image: A picture of the subject, or a list of them: PIL images, arrays, tensors or paths.
+            image: A picture of the subject, or a list of them, each as [`load_reference_image`] takes it.
             weights: How much each reference counts. Equal with a sum of 1 if None.
             height: Of the pictures to be made, in pixels. References are scaled and cropped to it. The UNet's trained
                 size if None.
@@ -101,9 +101,11 @@ class EncodingMixin:
         """For each prompt a key of its `image`, the references in it and their weights."""
         call_inputs.check_image_encoder(self.components)
         images = [image] if isinstance(prompt, str) else call_inputs.list_per_prompt("image", image, len(prompt))
-        read = []
+        read, files = [], {}
         for one, weights in zip(images, call_inputs.list_weights(image_weights, len(images)), strict=True):
-            references = reference_images.load_reference_images(one)
+            if id(one) not in files:  # an open file can be read once
+                files[id(one)] = reference_images.load_reference_images(one)
+            references = files[id(one)]
             read.append((id(one), references, call_inputs.check_weights(weights, len(references))))
         return read
 
@@ -121,9 +123,9 @@ class EncodingMixin:
         self, references: list[Image.Image], weights: list[float], height: int, width: int
     ) -> subject_embedding.SubjectEmbedding:
         device = self._execution_device
-        pixels = self.image_processor.preprocess(references, height, width, resize_mode="crop")  # [R, 3, H, W]
+        pixels = framing.vae_pixels(self.image_processor, references, height, width)  # [R, 3, H, W]
         latents = retrieve_latents(self.vae.encode(pixels.to(device, self.vae.dtype)), sample_mode="argmax")
-        views = self.feature_extractor(references, return_tensors="pt").pixel_values
+        views = framing.vision_pixels(self.feature_extractor, references)  # [R, 3, h, w]
         image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state  # [R, N, V]
         latents = latents * self.vae.config.scaling_factor  # [R, C, h, w]
         return subject_embedding.SubjectEmbedding(latents, image_states, torch.tensor(weights).double())

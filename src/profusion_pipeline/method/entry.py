@@ -16,6 +16,9 @@ diffusers copies those files that stand in import lines of this text, and no oth
     from .concept_file import *
     from .concept_loader import *
     from .encoding import *
+    from .framing import *
+    from .picture_file import *
+    from .quoting import *
     from .call_inputs import *
     from .callbacks import *
     from .prediction import *

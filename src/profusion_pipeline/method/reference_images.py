@@ -4,28 +4,35 @@ Reference photos come from phones, scanners and web pages: turned by EXIF, with 
 and the CLIP tower see 8-bit RGB, so everything is brought to that once, here, before any model runs.
 """
 
-import re
-import warnings
-from pathlib import Path
+import math
+import os
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-Reference = Image.Image | np.ndarray | torch.Tensor | str | Path
+from . import picture_file, quoting
+
+Reference = Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | bytes | BinaryIO
+
+KEPT_PIXELS = 89_478_485  # beyond, a picture is read at half its size; as many as Pillow takes without warning
+ROUNDING = 1e-3  # how far floats may leave 0..1: a resized or half-precision white is a little more than 1
 
 
-def load_reference_image(
-    image: Image.Image | np.ndarray | torch.Tensor | str | Path, name: str = "image"
-) -> Image.Image:
+def load_reference_image(image: Reference, name: str = "image") -> Image.Image:
     """Bring one picture to 8-bit RGB.
 
     A file is read whole and upright (its EXIF orientation applied), the first frame if it is animated. Alpha is laid
-    over white, 16-bit grey is scaled (not clipped) to 8 bits, CMYK, palette and grey become RGB.
+    over white, 16-bit grey is scaled (not clipped) to 8 bits, CMYK, palette and grey become RGB. Of mode I, which says
+    nothing of its depth, values of at most 255 count as 8-bit. Pictures of more than 89 million pixels, as the largest
+    phones make them, are scaled to half their width and height.
 
     Args:
-        image: A PIL image of any mode (of an animation: its current frame), a path to a file that Pillow reads, an
-            array `[H, W, 3]` of uint8 or of floats in 0..1, or a tensor `[3, H, W]` of floats in 0..1.
+        image: A PIL image of any mode (of an animation: its current frame); a path (`~` is the home folder) or
+            `file://` URL of a file that Pillow reads, HEIC too where pillow-heif is installed; the bytes of such a
+            file, or the file, opened in binary mode; an array `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]` of
+            uint8, uint16, bool or of floats in 0..1; or a tensor `[H, W]` or `[1 | 3 | 4, H, W]` of these.
         name: What error messages call this picture.
 
     Returns:
@@ -33,38 +40,21 @@ def load_reference_image(
 
     Raises:
         TypeError: `image` is none of these types, or an array or tensor of another dtype.
-        ValueError: The file is missing, not an image, truncated or larger than Pillow's decompression-bomb limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`); the string is a URL; there are no pixels; an array has another shape or
-            range.
+        ValueError: The file is missing, not an image or truncated; there are more than 300 million pixels, or none; the
+            text is a URL or a picture in base64; an array has another shape or range.
 
     Example:
         >>> import numpy as np
         >>> load_reference_image(np.zeros((4, 6, 3), dtype=np.uint8)).size
         (6, 4)
     """
-    try:
-        if isinstance(image, Image.Image):
-            rgb = _decode(image, name)
-        elif isinstance(image, str | Path):
-            rgb = _read_file(image, name)
-        elif isinstance(image, np.ndarray):
-            rgb = _from_array(image, name)
-        elif isinstance(image, torch.Tensor):
-            rgb = _from_tensor(image, name)
-        else:
-            raise TypeError(
-                f"`{name}` must be a PIL image, a numpy array, a torch tensor or a path, got {type(image).__name__}."
-            )
-    except (OSError, SyntaxError, EOFError) as error:  # the ways in which Pillow says truncated or corrupt
-        raise ValueError(f"`{name}` must be a whole image, cannot read {image} to its end: {error}") from error
-    if 0 in rgb.size:
-        raise ValueError(f"`{name}` must have pixels, got a picture of {rgb.width} x {rgb.height}.")
-    return rgb
+    picture = load_picture(image, name)
+    if picture.mode == "RGBA":
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture
 
 
-def load_reference_images(
-    images: Image.Image | np.ndarray | torch.Tensor | str | Path | list, name: str = "image"
-) -> list[Image.Image]:
+def load_reference_images(images: Reference | list[Reference], name: str = "image") -> list[Image.Image]:
     """Bring all reference pictures of one subject to 8-bit RGB.
 
     Args:
@@ -89,68 +79,125 @@ def load_reference_images(
     return [load_reference_image(reference, name) for reference in references]
 
 
-def _read_file(path: str | Path, name: str) -> Image.Image:
-    if re.match(r"\w[\w+.-]*://|data:", str(path)):
-        raise ValueError(
-            f"`{name}` must be a file on this machine, got the URL {str(path)[:80]!r}: download it first, "
-            "for example with `diffusers.utils.load_image`."
-        )
-    if not Path(path).is_file():
-        raise ValueError(f"`{name}` must be a file that exists, got {str(path)[:200]!r}.")
+def load_picture(image: Reference, name: str = "image") -> Image.Image:
+    """Bring one picture to 8-bit RGB, or to RGBA if it says what is transparent.
+
+    Args:
+        image: As [`load_reference_image`] takes it.
+        name: What error messages call it.
+
+    Returns:
+        A new image of mode "RGB" or "RGBA".
+
+    Raises:
+        TypeError: As of [`load_reference_image`].
+        ValueError: As of [`load_reference_image`].
+
+    Example:
+        >>> load_picture(Image.new("LA", (6, 4))).mode
+        'RGBA'
+    """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns between one and two times its limit; both are far beyond any photo.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                return _decode(opened, name)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        if isinstance(image, np.ndarray | torch.Tensor):
+            picture = _from_numbers(image, name)
+        elif isinstance(image, Image.Image):
+            picture = _decode(image, name)
+        elif isinstance(image, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(image, "read"):
+            with picture_file.open_picture(image, name) as opened:
+                picture = _decode(opened, name)
+        else:
+            raise TypeError(
+                f"`{name}` must be a PIL image, a numpy array, a torch tensor or a path, bytes or an open file of a "
+                f"picture, got {type(image).__name__}."
+            )
+    except OSError as error:  # of opening and reading a file; what decoding says is told by `_decode`
+        what = quoting.quote(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
         raise ValueError(
-            f"`{name}` must have at most {Image.MAX_IMAGE_PIXELS} pixels (PIL.Image.MAX_IMAGE_PIXELS, a guard against "
-            f"decompression bombs), got {str(path)!r}: {error}"
+            f"`{name}` must be a file that can be read, {what} is not one: {quoting.brief(error)}"
         ) from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"`{name}` must be an image file that Pillow can read, {str(path)!r} is not one.") from error
+    if 0 in picture.size:
+        raise ValueError(f"`{name}` must have pixels, got a picture of {picture.width} x {picture.height}.")
+    return picture
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)  # reads all pixels; always a copy
+    picture_file.check_pixels(image.size, name)
+    try:
+        image.load()
+    except Exception as error:  # Pillow's readers of formats raise whatever their arithmetic runs into
+        closed = isinstance(error, AssertionError) or "closed" in str(error)
+        advice = "; call its `load()` before its file is closed" if closed else ""
+        raise ValueError(
+            f"`{name}` must be a whole image, cannot read it to its end: {quoting.brief(error)}{advice}."
+        ) from error
+    return _halved(_to_8_bit(_upright(image), name))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Always a copy."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF that nobody can read says nothing of a turn
+        return image.copy()
+
+
+def _to_8_bit(upright: Image.Image, name: str) -> Image.Image:
     if upright.mode == "F":
-        return _grey_from_unit_range(np.asarray(upright), name)
+        return Image.fromarray(_to_bytes(np.asarray(upright), 1, name)).convert("RGB")
     if upright.mode.startswith("I"):  # I, I;16, I;16B, ...: 16-bit scans, which convert("RGB") would clip at 255
-        return _grey_from_unit_range(np.asarray(upright) / 65535, name)
+        deep = np.asarray(upright)  # [H, W]
+        greatest = 255 if upright.mode == "I" and deep.size and deep.max() <= 255 else 65535
+        grey = Image.fromarray(_to_bytes(deep, greatest, name)).convert("RGB")
+        if "transparency" in upright.info:
+            grey.putalpha(Image.fromarray((deep != upright.info["transparency"]).astype(np.uint8) * 255))
+        return grey
     if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+        return upright.convert("LA" if upright.mode == "La" else "RGBA").convert("RGBA")
     return upright.convert("RGB")
 
 
-def _grey_from_unit_range(grey: np.ndarray, name: str) -> Image.Image:
-    _check_unit_range(grey, name)
-    return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")  # [H, W]
+def _halved(picture: Image.Image) -> Image.Image:
+    return picture.reduce(2) if math.prod(picture.size) > KEPT_PIXELS else picture
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"`{name}` as an array must have the shape [H, W, 3], got {list(array.shape)}.")
-    if array.dtype == np.uint8:
-        return Image.fromarray(array)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise TypeError(f"`{name}` as an array must be of uint8 or of floats in 0..1, got {array.dtype}.")
-    _check_unit_range(array, name)
-    return Image.fromarray((array * 255).round().astype(np.uint8))
+def _from_numbers(numbers: np.ndarray | torch.Tensor, name: str) -> Image.Image:
+    shape = list(numbers.shape)
+    if isinstance(numbers, torch.Tensor):
+        kind, shapes = "a tensor", "[H, W] or [1 | 3 | 4, H, W]"
+        numbers = numbers.detach().cpu()
+        numbers = (numbers.float() if numbers.is_floating_point() else numbers).numpy()
+        numbers = np.moveaxis(numbers, 0, 2) if numbers.ndim == 3 else numbers  # [H, W, C]
+    else:
+        kind, shapes = "an array", "[H, W] or [H, W, 1 | 3 | 4]"
+    if not (numbers.ndim == 2 or numbers.ndim == 3 and numbers.shape[2] in (1, 3, 4)):
+        raise ValueError(f"`{name}` as {kind} must have the shape {shapes}, got {shape}.")
+    height, width = numbers.shape[:2]
+    picture_file.check_pixels((width, height), name)
+    if numbers.dtype == np.uint16:
+        numbers = _to_bytes(numbers, 65535, name)
+    elif np.issubdtype(numbers.dtype, np.floating):
+        numbers = _to_bytes(numbers, 1, name)
+    elif numbers.dtype == bool:
+        numbers = numbers.astype(np.uint8) * 255
+    elif numbers.dtype != np.uint8:
+        raise TypeError(f"`{name}` as {kind} must be of uint8, uint16, bool or of floats in 0..1, got {numbers.dtype}.")
+    if numbers.size == 0:  # which Pillow doesn't take
+        return Image.new("RGB", (width, height))
+    picture = Image.fromarray(np.ascontiguousarray(numbers[..., 0] if numbers.shape[2:] == (1,) else numbers))
+    return _halved(picture if picture.mode == "RGBA" else picture.convert("RGB"))
 
 
-def _from_tensor(tensor: torch.Tensor, name: str) -> Image.Image:
-    if tensor.ndim != 3 or tensor.shape[0] != 3:
-        raise ValueError(f"`{name}` as a tensor must have the shape [3, H, W], got {list(tensor.shape)}.")
-    if not tensor.is_floating_point():
-        raise TypeError(f"`{name}` as a tensor must hold floats in 0..1, got {tensor.dtype}.")
-    return _from_array(tensor.detach().float().cpu().permute(1, 2, 0).numpy(), name)  # [H, W, 3]
-
-
-def _check_unit_range(values: np.ndarray, name: str) -> None:
-    if values.size and not (values.min() >= 0 and values.max() <= 1):  # written so that NaN is refused too
+def _to_bytes(values: np.ndarray, greatest: int, name: str) -> np.ndarray:
+    """Numbers in 0..greatest as uint8, some rows at a time: as floats the largest scans would fill the memory."""
+    # Written so that NaN is refused too.
+    if values.size and not (values.min() >= -ROUNDING * greatest and values.max() <= (1 + ROUNDING) * greatest):
         raise ValueError(
             f"`{name}` must have values in 0..1 (a 16-bit image: 0..65535, counted here as 0..1), "
-            f"got {values.min():.4g} to {values.max():.4g}."
+            f"got {values.min() / greatest:.6g} to {values.max() / greatest:.6g}."
         )
+    dtype = np.result_type(values.dtype, np.float32) if values.dtype.kind == "f" else np.float32
+    out = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), 256):
+        rows = values[start : start + 256].astype(dtype) / greatest
+        out[start : start + 256] = (rows.clip(0, 1) * 255).round()
+    return out

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
+from ..method import framing
 from ..method.reference_images import load_reference_image
 from .data import PictureFolder, Sample, choose_sample, leave_signals_to_the_main_process, load_batches
 
@@ -51,9 +52,8 @@ class Preprocessing:
             Pixels in -1..1 `[3, H, W]` for the VAE, and the vision tower's `[3, H', W']`.
         """
         picture = ImageOps.mirror(picture) if flip else picture
-        pixels = self.image_processor.preprocess(picture, self.resolution, self.resolution, resize_mode="crop")
-        vision_pixels = self.feature_extractor(picture, return_tensors="pt").pixel_values
-        return pixels[0], vision_pixels[0]  # [3, H, W], [3, H', W']
+        pixels = framing.vae_pixels(self.image_processor, [picture], self.resolution, self.resolution)
+        return pixels[0], framing.vision_pixels(self.feature_extractor, [picture])[0]  # [3, H, W], [3, H', W']
 
 
 @dataclass(frozen=True)
