@@ -134,10 +134,10 @@ def _customize(args: argparse.Namespace) -> None:
     if out.exists() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
 
-    from .method.reference_images import load_reference_image
+    from .method.reference_images import load_picture, load_reference_image
 
     photo = load_reference_image(args.image, name="--image")
-    mask = None if args.mask is None else load_reference_image(args.mask, name="--mask")
+    mask = None if args.mask is None else load_picture(args.mask, name="--mask")  # with what is transparent
     concept = _load_pipeline(args.model, args.device, args.dtype).customize(photo, config, mask=mask)
     concept.save_pretrained(out)
     print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)

@@ -92,3 +92,95 @@ def test_masks_that_can_not_be_used():
         read_mask(Image.new("L", (30, 20), 255), (20, 30))
     with pytest.raises(ValueError, match="`mask` must be light where the subject is, got one that is dark everywhere"):
         read_mask(Image.new("L", (20, 30), 100), (20, 30))
+
+
+def disc() -> np.ndarray:
+    """A mask, 255 on a disc, of a photo that is 20 wide and 30 high."""
+    y, x = np.mgrid[:30, :20]
+    return (((y - 15) ** 2 + (x - 10) ** 2 < 49) * 255).astype(np.uint8)
+
+
+def grey(values) -> Image.Image:
+    return Image.fromarray(np.asarray(values, dtype=np.uint8))
+
+
+def palette_with_transparency() -> Image.Image:
+    picture = grey(disc()).convert("P")
+    picture.info["transparency"] = 0
+    return picture
+
+
+def deep_with_transparency() -> Image.Image:
+    picture = Image.fromarray(disc().astype(np.uint16) * 257)
+    picture.info["transparency"] = 0
+    return picture
+
+
+def cut_out(mode: str = "RGBA") -> Image.Image:
+    picture = photo(30).crop((0, 0, 20, 30))
+    picture.putalpha(grey(disc()))
+    return picture.convert(mode)
+
+
+def half_erased() -> Image.Image:
+    """White disc on black, its lower half and the black there erased."""
+    mask = grey(disc()).convert("LA")
+    mask.putalpha(grey(np.repeat(np.arange(30) < 15, 20).reshape(30, 20) * 255))
+    return mask
+
+
+FULL = grey(np.full((30, 20), 255))
+WHITE = grey(disc())
+
+
+@pytest.mark.parametrize(
+    "mask, expected",
+    {
+        "grey": (WHITE, disc()),
+        "1": (WHITE.convert("1"), disc()),
+        "palette": (WHITE.convert("P"), disc()),
+        "16 bit": (Image.fromarray(disc().astype(np.uint16) * 257), disc()),
+        "mode I": (WHITE.convert("I"), disc()),
+        "RGBA, opaque": (WHITE.convert("RGBA"), disc()),
+        "LA, opaque": (WHITE.convert("LA"), disc()),
+        "cut-out": (cut_out(), disc()),
+        "cut-out, premultiplied": (cut_out("RGBa"), disc()),
+        "grey cut-out": (cut_out("LA"), disc()),
+        "white brush": (Image.merge("RGBA", [WHITE] * 4), disc()),
+        "white brush on transparent white": (Image.merge("LA", [FULL, WHITE]), disc()),
+        "black brush": (Image.merge("LA", [grey(0 * disc()), WHITE]), disc()),
+        "red brush": (Image.merge("RGBA", [FULL, grey(0 * disc()), grey(0 * disc()), WHITE]), disc()),
+        "brush, premultiplied": (Image.merge("LA", [FULL, WHITE]).convert("La"), disc()),
+        "half-transparent brush": (Image.merge("LA", [FULL, grey(disc() * 0.8)]), disc() * 0.8),
+        "palette with transparency": (palette_with_transparency(), disc()),
+        "16 bit with transparency": (deep_with_transparency(), disc()),
+        "black and white, half erased": (half_erased(), disc() * (np.arange(30) < 15)[:, None]),
+        "uint8 [H, W]": (disc(), disc()),
+        "uint8 [H, W, 1]": (disc()[..., None], disc()),
+        "uint8 [1, H, W]": (disc()[None], disc()),
+        "bool [H, W]": (disc() > 0, disc()),
+        "float [1, H, W]": (disc()[None] / 255, disc()),
+        "tensor [1, H, W]": (torch.from_numpy(disc() / 255)[None], disc()),
+        "tensor [H, W, 1]": (torch.from_numpy(disc())[..., None], disc()),
+        "tensor [H, W] of bool": (torch.from_numpy(disc() > 0), disc()),
+        "array with alpha": (np.asarray(cut_out()), disc()),
+    }.values(),
+)
+def test_what_is_transparent_is_not_the_subject(mask, expected):
+    assert np.abs(np.asarray(read_mask(mask, (20, 30))).astype(float) - expected).max() <= 1
+
+
+def test_masks_of_nothing_and_of_no_number():
+    with pytest.raises(ValueError, match="dark everywhere, counting what is transparent"):
+        read_mask(Image.new("RGBA", (20, 30), (255, 255, 255, 0)), (20, 30))
+    with pytest.raises(ValueError, match="`mask` must have values in 0..1"):
+        read_mask(np.full((30, 20), np.nan), (20, 30))
+
+
+def test_of_a_strip_the_middle_is_augmented():
+    strip = Image.new("RGB", (20, 20_001))
+    strip.paste((255, 0, 0), (0, 9_900, 20, 10_100))
+    mask = Image.new("L", strip.size, 255)
+    made = pictures(strip, mask=mask, side=16, pool_size=2)
+    assert [one.shape for one in made] == [(129, 16, 3)] * 2
+    assert (made[0][30:100, :, 0] > 250).all()

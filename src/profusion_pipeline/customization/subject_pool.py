@@ -1,20 +1,21 @@
 """A photo -> a pool of augmented pictures of its subject, as PromptNet and UNet read them."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..method.framing import vae_pixels, vision_pixels
 from ..method.pipeline_profusion import ProFusionPipeline
-from ..method.reference_images import load_reference_image
+from ..method.reference_images import Reference, load_picture, load_reference_image
 from .augmentation import PAINTERS, Painter, augment, ellipse_mask, paint_mixed
 from .config import CustomizeConfig
 
-Photo = Image.Image | np.ndarray | torch.Tensor | str | Path
+Photo = Reference
 
 SMALLEST_SIDE = 16  # pixels
+LONGEST_STRIP = 8  # times its width: painting a background takes memory by the square of the longer side
 ENCODED_AT_ONCE = 8
 
 
@@ -36,7 +37,7 @@ def read_photo(photo: Photo) -> Image.Image:
     """The photo to customise to.
 
     Args:
-        photo: A PIL image, array, tensor or path.
+        photo: What the pipeline takes as `image`.
 
     Returns:
         RGB.
@@ -60,8 +61,13 @@ def read_photo(photo: Photo) -> Image.Image:
 def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
     """The mask of the photo's subject.
 
+    What is transparent is never the subject. Of a mask with transparency, what is opaque is: a photo cut out by a
+    background remover, strokes of a brush on an empty layer. If what is opaque is itself black and white, the subject
+    is where it is white.
+
     Args:
-        mask: A PIL image, array, tensor or path, with light on the subject.
+        mask: What the pipeline takes as `image`, with light on the subject; or an array or tensor `[1, H, W]` or
+            `[H, W, 1]`.
         size: Width and height of the photo.
 
     Returns:
@@ -69,26 +75,46 @@ def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
 
     Raises:
         TypeError: It is none of these.
-        ValueError: It can't be read, has another size, or is dark everywhere.
+        ValueError: It can't be read, has another size, or is dark or transparent everywhere.
 
     Example:
         >>> read_mask(Image.new("L", (64, 80), 255), (64, 80)).mode
         'L'
     """
-    picture = load_reference_image(mask, name="mask").convert("L")
+    if isinstance(mask, np.ndarray | torch.Tensor) and mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[2]):
+        mask = mask[0] if mask.shape[0] == 1 else mask[:, :, 0]  # [H, W]
+    picture = load_picture(mask, name="mask")
+    picture = _opaque_part(picture) if picture.mode == "RGBA" else picture.convert("L")
     if picture.size != size:
         raise ValueError(
             f"`mask` must have the photo's size, {size[0]} x {size[1]}, got {picture.width} x {picture.height}."
         )
     if picture.getextrema()[1] < 128:
-        raise ValueError("`mask` must be light where the subject is, got one that is dark everywhere.")
+        raise ValueError(
+            "`mask` must be light where the subject is, got one that is dark everywhere, counting what is transparent."
+        )
     return picture
+
+
+def _opaque_part(picture: Image.Image) -> Image.Image:
+    """Alpha of a picture with transparency, times its lightness where that tells subject and background apart."""
+    alpha = np.asarray(picture.getchannel("A"), dtype=np.float32) / 255  # [H, W]
+    colours = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255  # [H, W, 3]
+    visible = max(alpha.sum(), 1.0)
+    black = (alpha * (colours.max(axis=2) < 0.25)).sum() / visible
+    white = (alpha * (colours.min(axis=2) > 0.75)).sum() / visible
+    # A photo is hardly ever black and white; a mask is, but for soft edges.
+    is_mask = alpha.min() == 1 or (black + white > 0.8 and min(black, white) > 0.005)
+    lightness = np.asarray(picture.convert("RGB").convert("L"), dtype=np.float32) if is_mask else 255
+    return Image.fromarray((alpha * lightness).round().astype(np.uint8))
 
 
 def augmented_pictures(
     photo: Image.Image, config: CustomizeConfig, *, side: int, mask: Image.Image | None, paint: Painter | None
 ) -> list[Image.Image]:
     """The photo and `config.pool_size - 1` augmentations of it.
+
+    Of a photo more than 8 times as long as it is wide only the middle is taken, up to that length.
 
     Args:
         photo: RGB.
@@ -106,6 +132,10 @@ def augmented_pictures(
         ...     photo, CustomizeConfig(pool_size=2), side=32, mask=None, paint=None)]
         [(32, 40), (32, 40)]
     """
+    longest = LONGEST_STRIP * min(photo.size)
+    cuts = [max(0, length - longest) // 2 for length in photo.size]  # pixels at either end
+    box = (*cuts, photo.width - cuts[0], photo.height - cuts[1])
+    photo, mask = photo.crop(box), mask and mask.crop(box)
     scale = side / min(photo.size)
     size = tuple(round(length * scale) for length in photo.size)
     picture = _to_tensor(photo.resize(size, Image.Resampling.LANCZOS))  # [3, H, W]
@@ -142,11 +172,11 @@ def encode_pictures(pipe: ProFusionPipeline, pictures: list[Image.Image], height
     device, means, stds, states = pipe._execution_device, [], [], []
     for start in range(0, len(pictures), ENCODED_AT_ONCE):
         some = pictures[start : start + ENCODED_AT_ONCE]
-        pixels = pipe.image_processor.preprocess(some, height, width, resize_mode="crop")  # [b, 3, H, W]
+        pixels = vae_pixels(pipe.image_processor, some, height, width)  # [b, 3, H, W]
         posterior = pipe.vae.encode(pixels.to(device, pipe.vae.dtype)).latent_dist
         means.append(posterior.mean * pipe.vae.config.scaling_factor)
         stds.append(posterior.std * pipe.vae.config.scaling_factor)
-        views = pipe.feature_extractor(some, return_tensors="pt").pixel_values
+        views = vision_pixels(pipe.feature_extractor, some)  # [b, 3, h, w]
         states.append(pipe.image_encoder(views.to(device, pipe.image_encoder.dtype)).last_hidden_state)
     pipe.maybe_free_model_hooks()
     return EncodedPool(torch.cat(means), torch.cat(stds), torch.cat(states))
