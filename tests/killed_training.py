@@ -24,7 +24,7 @@ def is_log_line(event: str, args: tuple) -> bool:
 
 def is_half_saved(event: str, args: tuple) -> bool:
     """A checkpoint is there that isn't whole yet."""
-    return ".part" in str(args[0]) and os.path.isdir(args[0])
+    return "/.profusion-" in str(args[0]) and os.path.isdir(args[0])
 
 
 def is_any(event: str, args: tuple) -> bool:
@@ -60,7 +60,7 @@ def main(words: list[str], whole: str, killed: str, kills: int, seed: int) -> No
             dict(
                 killed=died,
                 whole=max((int(name[5:]) for name in names if name.startswith("step-")), default=0),
-                saving=any(name.endswith(".part") for name in names),
+                saving=any(name.startswith(".profusion-") for name in names),
             )
         )
     exits = [run([*words, "--output", killed, "--resume"]), run([*words, "--output", whole])]

@@ -40,6 +40,7 @@ SHIPPED = {
     "repository": {"diffusers", "huggingface_hub"},
     "subject_prompt": {"torch", "transformers", "diffusers"},
     "subject_embedding": {"torch", "safetensors"},
+    "whole_files": {"safetensors"},
     "reference_images": {"torch", "numpy", "PIL"},
     "picture_file": {"PIL"},
     "framing": {"torch", "PIL", "diffusers", "transformers"},

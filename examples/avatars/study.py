@@ -21,6 +21,7 @@ from score import IDENTITY_VALUES, PROJECT, SCORER, MiniCLIP, agreement, control
 from world import PLACE_WORDS, SCENES, Portrait, Renderer
 
 from profusion_pipeline import ProFusionPipeline
+from profusion_pipeline.common.files import whole_folder
 from profusion_pipeline.common.flags import add_flags, flags_of_dataclass, given_flags
 from profusion_pipeline.demo import DEMO_CUSTOMIZE
 from profusion_pipeline.evaluation.config import EvaluationConfig
@@ -28,7 +29,6 @@ from profusion_pipeline.evaluation.encoders import Encoder
 from profusion_pipeline.evaluation.measures import Measure, Similarity
 from profusion_pipeline.evaluation.study import choose_systems, collect_run, open_model, redraw, run_study
 from profusion_pipeline.evaluation.subjects import Picture, Subject
-from profusion_pipeline.training.checkpoints import replaced_folder
 
 PUBLISHED, DOCUMENT = PROJECT / "docs" / "study", PROJECT / "docs" / "study.md"
 Asked = dict[str, str]
@@ -96,7 +96,7 @@ def main(config: EvaluationConfig, *, people: int, split: str, device: str) -> N
 def publish(output: Path) -> Path:
     """The rows of a run, if there is one, take the place of those in `docs/study`; these go into `docs/study.md`."""
     if (output / "rows").is_dir():
-        with replaced_folder(PUBLISHED) as folder:
+        with whole_folder(PUBLISHED) as folder:
             collect_run(output / "rows", folder)
     return redraw(PUBLISHED, DOCUMENT)
 

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from train_promptnet import write_pictures
 
 from profusion_pipeline import PromptNet, TrainingConfig, load_demo_pipeline
+from profusion_pipeline.common.files import whole_folder
 from profusion_pipeline.demo import FOLDER
 from profusion_pipeline.evaluation.systems.pretraining import pretraining_e4t
 from profusion_pipeline.training.batches import CachedPictures, Encoders, Preprocessing
-from profusion_pipeline.training.checkpoints import replaced_folder
 from profusion_pipeline.training.data import read_picture_folder
 from profusion_pipeline.training.trainer import train_promptnet
 
@@ -136,7 +136,7 @@ def main(
         train_e4t(model, run, budget, l2, weights)
     else:
         promptnet = train_one_promptnet(base_without_promptnet(model, work / "base"), run, budget, l2)
-        with replaced_folder(weights) as folder:
+        with whole_folder(weights) as folder:
             nn.Module.half(promptnet).save_pretrained(folder)
     about = {"steps": steps, "batch_size": batch_size, "pictures": count, "l2": l2}
     (weights / "training.json").write_text(json.dumps(about))

@@ -16,7 +16,7 @@ from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.method.concept_file import FILE, Concept
 
 HERE = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent)}  # of child processes, which begin in this folder
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # of child processes, which begin in this folder
 
 
 def make(value: float = 0.5, **facts) -> Concept:
@@ -150,15 +150,24 @@ def test_a_full_disk_leaves_the_old_one(tmp_path):
     make().save_pretrained(tmp_path)
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, env=ENVIRONMENT, timeout=300)
-    assert "OSError: The concept couldn't be written to" in done.stderr and "as it was before" in done.stderr
+    assert f"OSError: '{tmp_path / FILE}' could not be written, what was there before is whole" in done.stderr
     assert_same(Concept.from_pretrained(tmp_path), make())
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_folder_that_can_not_be_written_to(tmp_path):
-    (tmp_path / ".part").touch()  # in the way of the folder for what is not whole yet
-    with pytest.raises(OSError, match="The concept couldn't be written to .*, which is as it was before"):
-        make().save_pretrained(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "concept"):
+        with pytest.raises(OSError, match="file.*' could not be written, what was there before is whole: "):
+            make().save_pretrained(folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_user_has_there_stays(tmp_path):
+    (tmp_path / ".part").mkdir()
+    (tmp_path / ".part" / "notes").write_text("mine")
+    make().save_pretrained(tmp_path)
+    assert (tmp_path / ".part" / "notes").read_text() == "mine"
 
 
 def test_sources_that_hold_no_concept(tmp_path):

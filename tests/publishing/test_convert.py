@@ -374,7 +374,7 @@ def test_old_target_survives_a_failure(layout, tmp_path, monkeypatch, moment):
         raise OSError("No space left on device")
 
     def replace_but_not_the_new(origin, destination):
-        fail() if Path(origin).name == ".target.part" else replace(origin, destination)
+        fail() if Path(origin).name == "new" else replace(origin, destination)
 
     if moment == "saving":
         monkeypatch.setattr(convert_module.AutoencoderKL, "save_pretrained", fail)

@@ -69,7 +69,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(kills, data, inp
     assert any(life["saving"] for life in report["lives"])  # died while writing a checkpoint
     assert report["lives"][-1]["whole"] < steps
     assert_same_run(killed, whole)
-    assert not list(killed.rglob(".*.part"))
+    assert not list(killed.rglob(".profusion-*"))
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Where a command's pictures go: names decided and checked before any work, files that appear whole or not at all."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+
+from .files import whole_files
 
 
 def output_paths(out: str | Path, count: int, *, force: bool = False) -> list[Path]:
@@ -56,12 +57,6 @@ def write_pictures(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> No
         >>> [path.name for path in folder.iterdir()]
         ['black.png']
     """
-    parts = [path.with_stem(f".{path.stem}.part") for path in paths]
-    try:
-        for picture, part in zip(pictures, parts, strict=True):
-            picture.save(part)
-        for part, path in zip(parts, paths, strict=True):
-            os.replace(part, path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    with whole_files(paths) as new:
+        for picture, path in zip(pictures, new, strict=True):
+            picture.save(path)

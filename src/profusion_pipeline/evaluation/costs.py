@@ -10,9 +10,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.files import write_whole
 from ..method.pipeline_profusion import ProFusionPipeline
 from .machine import PeakMemory, machine_name
-from .rows import Setting, write_whole
+from .rows import Setting
 from .run import learn_measured, picture_generator
 from .subjects import Subject
 from .systems.system import System

@@ -16,7 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .rows import Setting, learning_text, write_whole
+from ..common.files import write_whole
+from .rows import Setting, learning_text
 from .systems.profusion import ProFusion
 from .systems.system import Sampling, System
 

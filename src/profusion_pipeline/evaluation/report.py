@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.files import write_whole
 from .costs import Cost
 from .metrics import Difference, Estimate, bootstrap_interval, paired_difference
 from .plan import Cell
-from .rows import Row, Setting, write_whole
+from .rows import Row, Setting
 
 
 class Scores:

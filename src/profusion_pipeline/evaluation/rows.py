@@ -10,13 +10,13 @@ import fcntl
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from ..common.files import write_whole
 from ..customization.config import CustomizeConfig
 from .systems.system import Sampling
 
@@ -301,25 +301,6 @@ class RowWriter:
     def _append(self, data: bytes) -> None:
         self.file.write(data)
         self.file.flush()
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a name of this process's own and move it into place.
-
-    Args:
-        path: Where it shall be.
-        content: What it holds.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "a.txt")
-        >>> write_whole(path, "whole")
-        >>> path.read_text()
-        'whole'
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..common.files import whole_file
 from ..customization.config import CustomizeConfig
 from ..customization.learning import PRECISION
 from ..method.adapters import base_hash
@@ -328,10 +328,9 @@ class _Work:
         if not file.exists():
             learnt, cost = learn_measured(self.pipe, system, subject, config)
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f".{file.name}.{os.getpid()}")
             contiguous = {name: tensor.contiguous() for name, tensor in learnt.items()}
-            save_file(contiguous, part, metadata={name: json.dumps(value) for name, value in cost.items()})
-            os.replace(part, file)
+            with whole_file(file) as new:
+                save_file(contiguous, new, metadata={name: json.dumps(value) for name, value in cost.items()})
         with safe_open(file, "pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no dictionary
 

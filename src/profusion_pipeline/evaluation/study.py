@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..common.files import write_whole
 from ..common.open_pipeline import load_pipeline
 from ..demo import load_demo_pipeline
 from ..method.pipeline_profusion import ProFusionPipeline
@@ -16,7 +17,7 @@ from .measures import Measure, get_measure
 from .plan import QUESTIONS, Cell, load_plan, make_plan, save_plan
 from .plots import need_matplotlib, plot_costs, plot_question
 from .report import Scores, cost_table, fill_marks, question_table
-from .rows import collect_rows, read_about, read_rows, write_whole
+from .rows import collect_rows, read_about, read_rows
 from .run import evaluate
 from .subjects import Subject, read_prompts, read_subjects
 from .systems.baselines import SYSTEMS, get_system

@@ -6,7 +6,6 @@ new in place, whatever happens on the way.
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from . import whole_files
 
 FILE = "concept.safetensors"
 SUBJECT = ("latents", "image_states", "weights")
@@ -124,18 +125,10 @@ class Concept:
         folder = Path(folder)
         facts = {name: getattr(self, name) for name in FACTS}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
-        part = folder / ".part"  # one name: the next save takes away what a kill has left
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            part.mkdir(parents=True)
-            save_file(tensors, part / FILE, metadata={"format": "pt", "concept": json.dumps(facts)})
-            os.replace(part / FILE, folder / FILE)
-        except (SafetensorError, OSError) as error:
-            raise OSError(
-                f"The concept couldn't be written to {str(folder)!r}, which is as it was before: {error}"
-            ) from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with whole_files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with whole_files.whole_file(folder / FILE) as new:
+            save_file(tensors, new, metadata={"format": "pt", "concept": json.dumps(facts)})
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **hub_options: Any) -> "Concept":

@@ -29,6 +29,7 @@ diffusers copies those files that stand in import lines of this text, and no oth
     from .reference_images import *
     from .subject_embedding import *
     from .subject_prompt import *
+    from .whole_files import *
 """
 
 import hashlib

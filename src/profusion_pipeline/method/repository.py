@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub import CommitInfo, create_repo, list_repo_files, upload_folder
 
-from . import card
+from . import card, whole_files
 
 INDEX, CARD = "model_index.json", "README.md"
 CODE = re.compile(r"profusion_\w+\.py")  # of the method; its other files have the same names in every version
@@ -242,8 +242,9 @@ class RepositoryMixin:
         if push_to_hub:
             repo_id = create_repo(repo_id, private=private, token=kwargs.get("token"), exist_ok=True).repo_id
         target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            new = Path(scratch, "new")
+        # In an old folder, which may be a disk of its own: files can be moved within one only.
+        with whole_files.scratch_folder(target if target.exists() else target.parent) as scratch:
+            new = scratch / "new"
             super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
             facts = dict(base_model=base_model, license=license)
             self.complete_repository(new, repo_id, has_card=(target / CARD).exists(), **facts)

@@ -1,13 +1,13 @@
 """What the pipeline remembers of a subject: all that PromptNet needs of its reference pictures."""
 
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from . import whole_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +63,20 @@ class SubjectEmbedding:
         """Write the three tensors to one safetensors file, whole or not at all.
 
         Args:
-            path: The file to write. It is replaced if it exists.
+            path: The file to write, in a folder that exists. It is replaced if it exists.
+
+        Raises:
+            OSError: It could not be written; an older file there is as it was.
 
         Example:
             >>> subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 24), torch.ones(1))
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     subject.save(f"{folder}/ada.safetensors")
-            ...     SubjectEmbedding.load(f"{folder}/ada.safetensors").latents.shape
+            >>> subject.save("ada.safetensors")
+            >>> SubjectEmbedding.load("ada.safetensors").latents.shape
             torch.Size([1, 4, 8, 8])
         """
-        path = Path(path)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in vars(self).items()}
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            save_file(tensors, Path(scratch, "subject"))
-            os.replace(Path(scratch, "subject"), path)
+        with whole_files.whole_file(path) as new:
+            save_file(tensors, new)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SubjectEmbedding":

@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from transformers.utils import logging as transformers_logging
 
+from ..common.files import whole_folder
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
-from ..training.checkpoints import replaced_folder
 
 PIPELINE_CLASS = "StableDiffusionPromptNetPipeline"
 # Folder: (config file, the entry that names its class, the name).
@@ -100,7 +100,7 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
     _check_target(target, source, force)
     folder = _local_folder(source)
     _check_layout(folder)
-    with _quiet_libraries(), replaced_folder(target) as new:
+    with _quiet_libraries(), whole_folder(target) as new:
         clip = CLIPConfig.from_pretrained(folder / "openclip")
         clip.text_config.num_hidden_layers -= 1
         promptnet, left_out = load_promptnet(folder / "promptnet")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+
+from ..common.files import write_whole
 
 
 class TrainingLog:
@@ -46,9 +47,7 @@ class TrainingLog:
         self.start = time.perf_counter()
         if path and path.exists():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            part = path.with_name(f".{path.name}.part")
-            part.write_text("".join(line for line in whole if json.loads(line)["step"] <= first_step))
-            os.replace(part, path)
+            write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= first_step))
 
     def note(self, loss: torch.Tensor, learning_rate: float) -> None:
         """Remember one step.

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..common.files import whole_folder
 from .batches import CachedPictures, Encoders, Preprocessing, UncachedPictures, folder_samples
 from .captions import SamplePrompts
-from .checkpoints import checkpoint_path, delete_all_but_newest, part_of, replaced_folder
+from .checkpoints import checkpoint_path, delete_all_but_newest
 from .components import load_training_components
 from .config import TrainingConfig
 from .data import read_picture_folder
@@ -203,7 +204,7 @@ class TrainingRun:
         """
         self._refuse_broken_weights()
         if self.accelerator.is_main_process:
-            with self.averaged_promptnet() as promptnet, replaced_folder(path) as folder:
+            with self.averaged_promptnet() as promptnet, whole_folder(path) as folder:
                 promptnet.save_pretrained(folder)
 
     def save_checkpoint(self, folder: Path, losses: Sequence[float] = ()) -> Path:
@@ -219,12 +220,13 @@ class TrainingRun:
         Raises:
             FloatingPointError: A weight is not finite; nothing is written.
         """
+        from accelerate.utils import broadcast_object_list
+
         self._refuse_broken_weights()
         path, accelerator = checkpoint_path(folder, self.step), self.accelerator
         accelerator.wait_for_everyone()
-        place = replaced_folder(path) if accelerator.is_main_process else contextlib.nullcontext(part_of(path))
-        with place as part:
-            accelerator.wait_for_everyone()
+        with whole_folder(path) if accelerator.is_main_process else contextlib.nullcontext() as part:
+            (part,) = broadcast_object_list([part])  # all processes write into the folder of the main one
             accelerator.save_state(str(part))
             if accelerator.is_main_process:
                 if self.stream:

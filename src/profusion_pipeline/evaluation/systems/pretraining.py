@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ...common.files import whole_folder
 from ...customization.learning_weights import adapters, only_learning
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...training.batches import CachedPictures
-from ...training.checkpoints import replaced_folder
 from ...training.data import draw_noise
 from .e4t import OFFSETS, e4t_loss
 from .rival_parts import ATTENTION, WordPrompts, noun_vector, word_prompts
@@ -100,7 +100,7 @@ class E4TPretraining(nn.Module):
         Args:
             folder: An older one is replaced.
         """
-        with replaced_folder(folder) as part:
+        with whole_folder(folder) as part:
             nn.Module.half(copy.deepcopy(self.encoder)).save_pretrained(part)
             save_file({name: weight.detach().half().cpu() for name, weight in self.offsets.items()}, part / OFFSETS)
 
