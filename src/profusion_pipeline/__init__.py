@@ -16,12 +16,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .customization.augmentation import inpainter as inpainter
     from .customization.config import CustomizeConfig as CustomizeConfig
+    from .customization.customize import ProFusionPipeline as ProFusionPipeline
     from .customization.customize import customizing as customizing
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
     from .method.concept_file import Concept as Concept
     from .method.modeling_promptnet import PromptNet as PromptNet
-    from .method.pipeline_profusion import ProFusionPipeline as ProFusionPipeline
     from .method.subject_embedding import SubjectEmbedding as SubjectEmbedding
     from .publishing.convert import convert_checkpoint as convert_checkpoint
     from .publishing.export import export_pipeline as export_pipeline
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .training.config import TrainingConfig as TrainingConfig
 
 _HOME = {
-    "ProFusionPipeline": "method.pipeline_profusion",
+    "ProFusionPipeline": "customization.customize",  # the class of `method`, given its `customize`
     "SubjectEmbedding": "method.subject_embedding",
     "Concept": "method.concept_file",
     "PromptNet": "method.modeling_promptnet",

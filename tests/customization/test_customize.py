@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 from concepts import QUICK, assert_same, everything, photo, sample, tiny_pipeline
 from profusion_pipeline.customization.customize import customizing
 from profusion_pipeline.method.adapters import base_hash
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 
 MODES = pytest.mark.parametrize("mode", ["lora", "full"])
 
@@ -167,10 +171,44 @@ def test_a_prompt_without_placeholder(pipe):
     assert_same(before, everything(pipe))
 
 
-def test_a_pipeline_without_the_package(pipe, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "profusion_pipeline.customization.customize", None)
-    with pytest.raises(ImportError, match="Customising needs more than the pipeline's own files: `pip install"):
+REFUSAL = "open the pipeline with `profusion_pipeline.ProFusionPipeline.from_pretrained`"
+
+
+def test_a_class_without_customising(pipe, monkeypatch):
+    monkeypatch.setattr(ProFusionPipeline, "_customize", None)
+    with pytest.raises(ImportError, match=REFUSAL):
         pipe.customize(photo())
+
+
+@pytest.mark.parametrize(
+    "opened, answer",
+    [
+        ("__import__('profusion_pipeline').ProFusionPipeline.from_pretrained('pipeline')", "1 steps"),
+        (
+            "__import__('profusion_pipeline').load_demo_pipeline(folder=__import__('pathlib').Path('pipeline'))",
+            "1 steps",
+        ),
+        ("__import__('diffusers').DiffusionPipeline.from_pretrained('pipeline', trust_remote_code=True)", REFUSAL),
+    ],
+    ids=["the public class", "the demo", "remote code beside the installed package"],
+)
+def test_which_pipelines_can_be_customised_in_a_fresh_process(pipe, tmp_path, opened, answer):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    photo().save(tmp_path / "me.png")
+    code = f"""
+from pathlib import Path
+from diffusers import DiffusionPipeline
+import profusion_pipeline
+pipe = {opened}
+try:
+    print(pipe.customize("me.png", steps=1, pool_size=1).steps, "steps")
+except ImportError as error:
+    print(error)
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer in done.stdout, done.stderr
 
 
 def test_fused_projections(pipe):

@@ -253,7 +253,7 @@ def test_where_only_the_code_of_a_repository_is(pipe, learnt, tmp_path):
     command = [sys.executable, "-I", "-S", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Customising needs more than the pipeline's own files: `pip install" in done.stdout
+    assert "Customising is not part of the code that a pipeline carries: install the package" in done.stdout
     pipe.load_concept(learnt["ada"])
     assert torch.equal(torch.load(tmp_path / "latents.pt", weights_only=True), sample(pipe, base_guidance=None))
 

@@ -250,3 +250,7 @@ def _check_pipeline(pipe: Any) -> None:
             f"Customising needs a scheduler with alphas_cumprod, {type(pipe.scheduler).__name__} has none: "
             "`pipe.scheduler = DDIMScheduler.from_config(...)` first."
         )
+
+
+# The class doesn't import what makes it customisable: its file travels to repositories, and this one stays here.
+ProFusionPipeline._customize = customize

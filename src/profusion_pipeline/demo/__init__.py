@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ..common.open_pipeline import load_pipeline
-from ..method.pipeline_profusion import ProFusionPipeline
+from ..customization.customize import ProFusionPipeline
 from ..method.reference_images import load_reference_image
 
 FOLDER = Path(__file__).parent

@@ -6,10 +6,10 @@ rows of ∅ and C can be left to the untouched base. In full mode the changed we
 call runs.
 """
 
-import importlib
 import math
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -64,6 +64,10 @@ class ConceptLoaderMixin:
         >>> pipe.unload_concept()  # doctest: +SKIP
     """
 
+    # `profusion_pipeline.customization.customize` puts its function here. It is not imported from here, because remote
+    # code would then run whatever version of the package happens to be installed.
+    _customize: Callable[..., concept_file.Concept] | None = None
+
     @property
     def concepts(self) -> dict[str, LoadedConcept]:
         """The loaded concepts by name."""
@@ -84,8 +88,7 @@ class ConceptLoaderMixin:
             A [`Concept`].
 
         Raises:
-            ImportError: The package `profusion_pipeline` isn't installed, as it need not be where the pipeline was
-                loaded as remote code.
+            ImportError: The pipeline was loaded as remote code, which is without customising, or PEFT isn't installed.
 
         Example:
             >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
@@ -95,13 +98,12 @@ class ConceptLoaderMixin:
             >>> concept.steps
             2
         """
-        try:  # no import statement: where only the pipeline's own files are, diffusers would ask for the package
-            home = importlib.import_module("profusion_pipeline.customization.customize")
-        except ImportError as error:
+        if self._customize is None:
             raise ImportError(
-                'Customising needs more than the pipeline\'s own files: `pip install "profusion_pipeline[train]"`.'
-            ) from error
-        return home.customize(self, photo, config, **options)
+                "Customising is not part of the code that a pipeline carries: install the package profusion_pipeline "
+                "and open the pipeline with `profusion_pipeline.ProFusionPipeline.from_pretrained`."
+            )
+        return self._customize(photo, config, **options)
 
     def load_concept(
         self, concept: concept_file.Concept | str | Path, name: str = "concept", **hub_options: Any
