@@ -2,7 +2,9 @@
 
 import ast
 import graphlib
+import re
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -68,13 +70,26 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def imports(path: Path) -> tuple[set[str], set[str]]:
+def module_of_a_call(call: ast.Call, path: Path) -> str | None:
+    """The module of this package, below the package, that `import_module` or `__import__` is asked for by its name."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    named = call.args[0] if function in ("import_module", "__import__") and call.args else None
+    if not (isinstance(named, ast.Constant) and isinstance(named.value, str)):
+        return None
+    inside = [PACKAGE.name, *path.parent.relative_to(PACKAGE).parts]
+    name = resolve_name(named.value, ".".join(inside)) if named.value.startswith(".") else named.value
+    return name.removeprefix(f"{PACKAGE.name}.") if name.startswith(f"{PACKAGE.name}.") else None
+
+
+def imports(path: Path, code: str | None = None) -> tuple[set[str], set[str]]:
     """(modules of this package, top-level modules of others) that a file imports anywhere in its code."""
     ours, others = set(), set()
     modules = {module_name(file) for file in FILES}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8") if code is None else code)):
         if isinstance(node, ast.Import):
             others |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.Call):
+            ours |= {module_of_a_call(node, path)} - {None}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             others.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
@@ -85,6 +100,20 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
                 whole = f"{target}.{alias.name}".strip(".")
                 ours.add(whole if whole in modules else target)
     return ours, others - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ..customization import customize",
+        "from ..customization.customize import customizing",
+        "importlib.import_module('profusion_pipeline.customization.customize')",
+        "import_module('..customization.customize', __package__)",
+        "__import__('profusion_pipeline.customization.customize')",
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(code):
+    assert imports(PACKAGE / "method" / "concept_loader.py", code)[0] == {"customization.customize"}
 
 
 GRAPH = {module_name(path): imports(path)[0] for path in FILES}
@@ -137,3 +166,18 @@ def test_every_file_of_the_method_is_shipped():
 @pytest.mark.parametrize("path", [path for path in FILES if not path.name.startswith("__")], ids=module_name)
 def test_every_file_has_its_tests(path):
     assert (TESTS / path.relative_to(PACKAGE).with_name(f"test_{path.name}")).is_file()
+
+
+def files_named_in_prose(text: str) -> set[str]:
+    return set(re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", text))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_named_in_prose_are_there(path):
+    folders = (PACKAGE, *(TESTS.parent / name for name in ("tests", "examples", "benchmarks")))
+    there = {file.name for folder in folders for file in folder.rglob("*.py")} | {"pipeline.py"}  # of a repository
+    assert files_named_in_prose(path.read_text(encoding="utf-8")) <= there
+
+
+def test_a_file_named_in_prose_is_seen():
+    assert files_named_in_prose("`old_name.py` has it, and `method/entry.py`, not os.py") == {"old_name.py", "entry.py"}

@@ -2,7 +2,7 @@
 
 Sample number n is the n-th sample that the whole run learns from, whatever batch, process or restart it falls into.
 Everything about it is drawn from generators keyed by (seed, n), so a run that is interrupted and resumed, split into
-accumulation steps or spread over processes sees the same samples. `picture_batches.py` turns the choices into tensors.
+accumulation steps or spread over processes sees the same samples. `batches.py` turns the choices into tensors.
 """
 
 import functools
