@@ -52,8 +52,8 @@ class PromptNetOutput(BaseOutput):
     """What [`PromptNet`] returns.
 
     Args:
-        prompt_embeds (`torch.Tensor` of shape `[B, L, D]`):
-            The pseudo words S*: L rows as wide as the text encoder, to stand in place of token and position embedding.
+        prompt_embeds: The pseudo words S*: L rows as wide as the text encoder, to stand in place of token and position
+            embedding. [B, L, D]
     """
 
     prompt_embeds: torch.Tensor
@@ -63,8 +63,8 @@ class LatentEmbedding(nn.Module):
     """E(x_t): two convolutions that bring the noisy latents to the width of the first block.
 
     Args:
-        in_channels (`int`): Channels of the latents.
-        out_channels (`int`): Width of the first block.
+        in_channels: Channels of the latents.
+        out_channels: Width of the first block.
 
     Example:
         >>> import torch
@@ -82,10 +82,10 @@ class LatentEmbedding(nn.Module):
         """E(x_t).
 
         Args:
-            latents (`torch.Tensor` of shape `[B, C, h, w]`): x_t.
+            latents: x_t. [B, C, h, w]
 
         Returns:
-            `torch.Tensor` of shape `[B, out_channels, h, w]`.
+            Features. [B, out_channels, h, w]
         """
         return self.conv_out(nn.functional.silu(self.conv_in(latents)))
 
@@ -100,20 +100,20 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     release.
 
     Args:
-        in_channels (`int`): Channels of the latents.
+        in_channels: Channels of the latents.
         flip_sin_to_cos (`bool`), freq_shift (`int`): As in the UNet's time embedding.
-        down_block_types (`tuple[str]`): Down blocks, by diffusers' names; every one but the last halves the grid.
+        down_block_types: Down blocks, by diffusers' names; every one but the last halves the grid.
         only_cross_attention (`bool`), layers_per_block (`int`), downsample_padding (`int`),
         mid_block_scale_factor (`float`), dropout (`float`), act_fn (`str`), norm_num_groups (`int`),
         norm_eps (`float`), transformer_layers_per_block (`int`), use_linear_projection (`bool`),
         upcast_attention (`bool`), resnet_time_scale_shift (`str`): As in `UNet2DConditionModel`.
-        block_out_channels (`tuple[int]`): Width of each block.
-        cross_attention_dim (`int`): Width of the context that the blocks attend to.
+        block_out_channels: Width of each block.
+        cross_attention_dim: Width of the context that the blocks attend to.
         attention_head_dim (`int` or `tuple[int]`): *Number* of heads, of all blocks or of each: the UNet's misnomer.
-        image_embed_dim (`int`): Width of the vision tower's hidden states.
-        text_embed_dim (`int`): Width of the text encoder's embeddings, D.
-        region_kernel_size (`int`): Side of the square of grid cells that makes one pseudo word.
-        region_proj_channel (`int`): Width of each tap.
+        image_embed_dim: Width of the vision tower's hidden states.
+        text_embed_dim: Width of the text encoder's embeddings, D.
+        region_kernel_size: Side of the square of grid cells that makes one pseudo word.
+        region_proj_channel: Width of each tap.
 
     Source: Zhou et al. 2023, "Enhancing Detail Preservation for Customized Text-to-Image Generation: A
     Regularization-Free Approach" (arXiv 2305.13579), section 3.1, and the authors' code.
@@ -262,7 +262,7 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """As `ConfigMixin.from_config`, but a setting that PromptNet doesn't have is an error, not a warning.
 
         Args:
-            config (`dict`): Settings by name.
+            config: Settings by name.
             **kwargs: As of `ConfigMixin.from_config`.
 
         Raises:
@@ -290,13 +290,13 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """Starts a PromptNet from a UNet: encoder copied, taps and pseudo word head fresh (torch's default).
 
         Args:
-            unet (`UNet2DConditionModel`): The UNet that PromptNet shall work with. It isn't changed.
-            image_embed_dim (`int`): Width of the vision tower's hidden states.
-            text_embed_dim (`int`, *optional*): Width of the text encoder's embeddings. As wide as the text states that
+            unet: The UNet that PromptNet shall work with. It isn't changed.
+            image_embed_dim: Width of the vision tower's hidden states.
+            text_embed_dim: Width of the text encoder's embeddings. As wide as the text states that
                 `unet` takes, if not given.
-            region_kernel_size (`int`, *optional*): Side of the square of grid cells that makes one pseudo word. If not
+            region_kernel_size: Side of the square of grid cells that makes one pseudo word. If not
                 given, all of the grid at `unet.config.sample_size`, so that L = 1 there.
-            region_proj_channel (`int`, defaults to 128): Width of each tap.
+            region_proj_channel: Width of each tap.
 
         Returns:
             `PromptNet`, in the UNet's dtype and on its device.
@@ -355,7 +355,7 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """The config, as it is written, without the place that this PromptNet was loaded from.
 
         Returns:
-            `str`: JSON.
+            JSON.
         """
         config = json.loads(super().to_json_string())
         config.pop("_name_or_path", None)
@@ -370,8 +370,8 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """L, the number of pseudo words for latents of `height` x `width` cells.
 
         Args:
-            height (`int`): Rows of the latents.
-            width (`int`): Columns of the latents.
+            height: Rows of the latents.
+            width: Columns of the latents.
 
         Raises:
             ValueError: If a side isn't a multiple of `grid_stride`, or too small for one pseudo word.
@@ -395,14 +395,14 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         """S* = PromptNet(z, t, V, x_t).
 
         Args:
-            sample (`torch.Tensor` of shape `[B, C, h, w]`): Clean latents of the reference pictures, z.
-            timestep (`torch.Tensor` of shape `[]` or `[B]`, `float` or `int`): t.
-            encoder_hidden_states (`torch.Tensor` of shape `[B, N, V]`): Vision states of the references, all tokens.
-            promptnet_cond (`torch.Tensor` of shape `[B, C, h, w]`): Noisy latents x_t, of the size of `sample`.
-            return_dict (`bool`, defaults to `True`): Whether to return a [`PromptNetOutput`] or a tuple.
+            sample: Clean latents of the reference pictures, z. [B, C, h, w]
+            timestep: t, one for all or one for each. [B]
+            encoder_hidden_states: Vision states of the references, all tokens. [B, N, V]
+            promptnet_cond: Noisy latents x_t, of the size of `sample`. [B, C, h, w]
+            return_dict: Whether to return a [`PromptNetOutput`] or a tuple.
 
         Returns:
-            [`PromptNetOutput`] or `tuple`: S* of shape `[B, L, D]`, L in row-major order of the grid.
+            A [`PromptNetOutput`] or a tuple: S*, L in row-major order of the grid. [B, L, D]
 
         Raises:
             ValueError: If sizes of the latents differ, or don't fit the grid.

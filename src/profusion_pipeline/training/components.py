@@ -22,7 +22,7 @@ class TrainingComponents:
         text_encoder: Its last hidden state is what the UNet reads.
         tokenizer: The text encoder's.
         unet: The UNet.
-        noise_schedule: Tells alpha_bar, number of timesteps and prediction type.
+        noise_schedule: Tells ᾱ, number of timesteps and prediction type.
         image_encoder: The CLIP vision tower.
         feature_extractor: The vision tower's preprocessing.
         promptnet: What learns.

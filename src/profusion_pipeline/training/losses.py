@@ -4,7 +4,7 @@
     latents              x_0      clean latents of the picture to learn            [B, C, h, w]
     reference_latents    z        clean latents of the reference picture           [B, C, h, w]
     image_states         V        vision states of the reference picture           [B, N, V]
-    noisy_latents        x_t      sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise  [B, C, h, w]
+    noisy_latents        x_t      sqrt(ᾱ_t) x_0 + sqrt(1-ᾱ_t) ε                    [B, C, h, w]
     subject_embeds       S*       PromptNet(z, t, V, x_t)                          [B, L, D]
 
 No regulariser by default: what keeps S* from overfitting the picture is decided when sampling (Fusion Sampling), not
@@ -20,12 +20,12 @@ from ..method.subject_prompt import encode_subject_prompts
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
+    """x_t = sqrt(ᾱ_t) x_0 + sqrt(1-ᾱ_t) ε.
 
     Args:
-        clean: x_0 `[B, ...]`.
+        clean: x_0. [B, ...]
         noise: Standard normal, shaped like `clean`.
-        alpha_bar: One level per sample `[B]`, in 0..1.
+        alpha_bar: One level per sample [B], in 0..1.
 
     Returns:
         x_t, shaped like `clean`.
@@ -41,12 +41,12 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor)
 def prediction_target(
     clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
-    """What the UNet should say of x_t: noise, v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0, or x_0.
+    """What the UNet should say of x_t: noise, v = sqrt(ᾱ_t) ε - sqrt(1-ᾱ_t) x_0, or x_0.
 
     Args:
-        clean: x_0 `[B, ...]`.
+        clean: x_0. [B, ...]
         noise: Standard normal, shaped like `clean`.
-        alpha_bar: One level per sample `[B]`, in 0..1.
+        alpha_bar: One level per sample [B], in 0..1.
         prediction_type: "epsilon", "v_prediction" or "sample", as in the scheduler's config.
 
     Returns:
@@ -72,16 +72,16 @@ def prediction_target(
 def min_snr_weights(alpha_bar: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
     """min(SNR, gamma) as a weight on the error in x_0, divided by what turns that error into the predicted one's.
 
-    SNR = alpha_bar / (1 - alpha_bar); an error in x_0 counts SNR times as much in epsilon, SNR + 1 times in v. Written
-    without dividing by SNR, so that it holds at alpha_bar = 0 too.
+    SNR = ᾱ / (1 - ᾱ); an error in x_0 counts SNR times as much in epsilon, SNR + 1 times in v. Written
+    without dividing by SNR, so that it holds at ᾱ = 0 too.
 
     Args:
-        alpha_bar: One level per sample `[B]`, in 0..1 without 1.
+        alpha_bar: One level per sample [B], in 0..1 without 1.
         gamma: Greatest weight of the error in x_0; 5 is usual.
         prediction_type: "epsilon", "v_prediction" or "sample".
 
     Returns:
-        Weights `[B]`.
+        Weights. [B]
 
     Source: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv 2303.09556).
 
@@ -100,11 +100,11 @@ class PromptNetLoss(NamedTuple):
     """What [`promptnet_loss`] computed on its way.
 
     Args:
-        loss: The objective, `[]`.
-        subject_embeds: S* `[B, L, D]`.
-        noisy_latents: x_t `[B, C, h, w]`.
-        encoder_hidden_states: The prompt with S* in it, as the UNet read it `[B, T, D]`.
-        prediction: What the UNet said `[B, C, h, w]`.
+        loss: The objective. []
+        subject_embeds: S*. [B, L, D]
+        noisy_latents: x_t. [B, C, h, w]
+        encoder_hidden_states: The prompt with S* in it, as the UNet read it. [B, T, D]
+        prediction: What the UNet said. [B, C, h, w]
     """
 
     loss: torch.Tensor
@@ -141,15 +141,15 @@ def promptnet_loss(
         unet: `UNet2DConditionModel`.
         text_encoder: `CLIPTextModel` whose last hidden state the UNet reads.
         promptnet: `PromptNet`.
-        latents: x_0 `[B, C, h, w]`, scaled by the VAE's scaling factor.
-        reference_latents: z `[B, C, h, w]`, scaled alike: the same pictures, or others of the same subjects.
-        image_states: Last hidden states of the vision tower for the references `[B, N, V]`.
-        noise: Standard normal `[B, C, h, w]`.
-        timesteps: t `[B]`, int64.
-        alphas_cumprod: alpha_bar of every timestep `[T]`, as a scheduler keeps it.
-        input_ids: The prompt with places for S* `[B, T]` or `[1, T]` (one for all), from `tokenize_subject_prompts`.
+        latents: x_0 [B, C, h, w], scaled by the VAE's scaling factor.
+        reference_latents: z [B, C, h, w], scaled alike: the same pictures, or others of the same subjects.
+        image_states: Last hidden states of the vision tower for the references. [B, N, V]
+        noise: Standard normal. [B, C, h, w]
+        timesteps: t [B], int64.
+        alphas_cumprod: ᾱ of every timestep [T], as a scheduler keeps it.
+        input_ids: The prompt with places for S* [B, T] or [1, T] (one for all), from `tokenize_subject_prompts`.
             Padded, as in sampling, or not, as the authors trained.
-        positions: First place of S* `[B]` or `[1]`.
+        positions: First place of S*. [B] or [1]
         prediction_type: What the UNet predicts: "epsilon", "v_prediction" or "sample".
         snr_gamma: Gamma of the min-SNR weights; None weighs all timesteps alike.
         subject_l2: Weight of the squared norm of S*, from 0: the larger, the shorter S*.

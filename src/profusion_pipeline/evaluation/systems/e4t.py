@@ -101,7 +101,7 @@ def e4t_loss(
         image_states: V. [B, N, W]
         noise: Standard normal. [B, C, h, w]
         timesteps: t. [B]
-        alphas_cumprod: alpha_bar of every timestep.
+        alphas_cumprod: ᾱ of every timestep.
         prediction_type: What the UNet predicts.
         offset_l2: λ.
 

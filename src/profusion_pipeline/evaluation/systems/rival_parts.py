@@ -130,7 +130,7 @@ def denoising_losses(
         latents: x_0. [B, C, h, w]
         noise: Standard normal. [B, C, h, w]
         timesteps: t. [B]
-        alphas_cumprod: alpha_bar of every timestep.
+        alphas_cumprod: ᾱ of every timestep.
         prediction_type: What the UNet predicts.
 
     Returns:
