@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from calls import latents_of, picture, seeded
-from concepts import PROMPTS, learn, photo, sample, tiny_pipeline
+from concepts import PROMPTS, QUICK, learn, photo, sample, tiny_pipeline
+from profusion_pipeline.customization.customize import customize, customizing
 from profusion_pipeline.method import subject_prompt
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.shared_models import in_use
@@ -138,3 +139,22 @@ def test_a_text_without_s_is_not_changed_by_a_thread_that_has_one(pipe):
     for _ in range(20):
         found = at_once(with_subject, plain)
         assert torch.equal(found[0], alone[0]) and torch.equal(found[1], alone[1])
+
+
+def test_customising_and_drawing_keep_apart():
+    """The thread that customises may draw, to see how it goes; others may not, and it can't begin while they do."""
+    pipe = tiny_pipeline()
+    other = pipe.clone()
+    with ThreadPoolExecutor(1) as another:
+        with customizing(pipe, photo(), QUICK):
+            assert (
+                "UNet2DConditionModel is in use" in another.submit(fails, lambda: sample(other, image=photo())).result()
+            )
+            assert len(sample(pipe, image=photo())) == len(PROMPTS)
+
+        def customise_meanwhile(pipe, i, t, tensors):
+            heard.append(another.submit(fails, lambda: customize(other, photo(), QUICK)).result())
+
+        heard = []
+        sample(pipe, image=photo(), callback_on_step_end=customise_meanwhile)
+    assert all("customise while no other thread draws" in sentence for sentence in heard) and heard

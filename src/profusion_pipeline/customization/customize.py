@@ -19,6 +19,7 @@ import torch
 from ..method.adapters import base_hash
 from ..method.concept_file import Concept
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.shared_models import in_use
 from ..method.subject_embedding import SubjectEmbedding
 from ..method.subject_prompt import find_placeholder, tokenize_subject_prompts
 from ..training.losses import promptnet_loss
@@ -96,6 +97,7 @@ def customizing(
     Raises:
         TypeError: As of [`customize`].
         ValueError: As of [`customize`].
+        RuntimeError: Another thread is drawing with these models.
 
     Example:
         >>> from profusion_pipeline import CustomizeConfig, demo_portraits, load_demo_pipeline
@@ -121,7 +123,9 @@ def customizing(
     height, width = (side * pipe.vae_scale_factor for side in subject.latents.shape[-2:])
     pictures = augmented_pictures(photo, config, side=min(height, width), mask=mask, paint=paint)
     pool = encode_pictures(pipe, pictures, height, width)
+    models, advice = (pipe.unet, pipe.promptnet, pipe.text_encoder), "customise while no other thread draws with it"
     with ExitStack() as undo:
+        undo.enter_context(in_use(models, to_change=True, advice=advice))
         undo.callback(pipe.maybe_free_model_hooks)
         undo.enter_context(_off_device(pipe.vae, pipe.image_encoder))
         undo.enter_context(_gradient_checkpointing(config.gradient_checkpointing, pipe.unet, pipe.promptnet))
