@@ -37,7 +37,27 @@ def build(**overrides):
 
 
 def relative(tensor, expected):
+    """The largest difference, by the largest value."""
     return ((tensor - expected).abs().max() / expected.abs().max()).item()
+
+
+# What `relative` may be of float32 results from batches of other shapes: sums are taken in another order there.
+CLOSE = 1e-5
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative error to expect of a result in `dtype`: 8 eps.
+
+    On its way a number is rounded some hundred times by eps/2 at most. Such errors are independent and add up to about
+    3 eps; a loss, being a square, has twice that.
+    """
+    return 8 * torch.finfo(dtype).eps
+
+
+def freeze(pipe) -> None:
+    """Weights that can't learn, as PEFT leaves them: torch multiplies by weights that can learn in another order."""
+    for name in ("unet", "text_encoder", "promptnet"):
+        getattr(pipe, name).requires_grad_(False)
 
 
 def count_work(pipe):

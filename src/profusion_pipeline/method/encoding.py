@@ -122,13 +122,19 @@ class EncodingMixin:
     def _encode_references(
         self, references: list[Image.Image], weights: list[float], height: int, width: int
     ) -> subject_embedding.SubjectEmbedding:
-        device = self._execution_device
-        pixels = framing.vae_pixels(self.image_processor, references, height, width)  # [R, 3, H, W]
-        latents = retrieve_latents(self.vae.encode(pixels.to(device, self.vae.dtype)), sample_mode="argmax")
-        views = framing.vision_pixels(self.feature_extractor, references)  # [R, 3, h, w]
-        image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state  # [R, N, V]
-        latents = latents * self.vae.config.scaling_factor  # [R, C, h, w]
+        # One by one, so that what a reference becomes doesn't depend on those beside it, on any processor.
+        encoded = [self._encode_reference(reference, height, width) for reference in references]
+        latents, image_states = (torch.cat(rows) for rows in zip(*encoded, strict=True))
         return subject_embedding.SubjectEmbedding(latents, image_states, torch.tensor(weights).double())
+
+    def _encode_reference(self, reference: Image.Image, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents [1, C, h, w] and vision states [1, N, V]."""
+        device = self._execution_device
+        pixels = framing.vae_pixels(self.image_processor, [reference], height, width)  # [1, 3, H, W]
+        latents = retrieve_latents(self.vae.encode(pixels.to(device, self.vae.dtype)), sample_mode="argmax")
+        views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
+        image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state
+        return latents * self.vae.config.scaling_factor, image_states
 
     def _encode_texts(self, texts: list[str], lora_scale: float) -> torch.Tensor:
         """Text states of each text. [P, T, D]"""

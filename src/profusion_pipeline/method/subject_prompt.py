@@ -178,7 +178,10 @@ def _token_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
 def encode_texts(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str], *, device: torch.device | str
 ) -> torch.Tensor:
-    """c = text(C): the text encoder's last hidden state of texts without S*. A text given twice is encoded once.
+    """c = text(C): the text encoder's last hidden state of texts without S*.
+
+    One batch in the order given, a text that comes twice encoded twice, as `StableDiffusionPipeline` does it: bits are
+    the same on every processor only where shapes are.
 
     Args:
         text_encoder (`CLIPTextModel`): The UNet's text encoder.
@@ -195,13 +198,11 @@ def encode_texts(
         >>> pipe = load_demo_pipeline()
         >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
     """
-    unique = list(dict.fromkeys(texts))
     length = tokenizer.model_max_length
-    rows = [_token_ids(tokenizer, text)[: length - 2] for text in unique]
+    rows = [_token_ids(tokenizer, text)[: length - 2] for text in texts]
     rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows], device=device)
-    states = text_encoder(ids).last_hidden_state  # [unique texts, T, D]
-    return states[[unique.index(text) for text in texts]]  # [P, T, D]
+    return text_encoder(ids).last_hidden_state  # [P, T, D]
 
 
 @contextmanager
