@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from calls import picture
+from calls import picture, rounding
 from profusion_pipeline import CustomizeConfig
 from profusion_pipeline.customization.cuda_graph import WARM_UP, Replayed
 from profusion_pipeline.customization.customize import customizing
@@ -47,7 +47,9 @@ def test_customising_replayed_on_a_gpu(pipe, settings):
         with customizing(pipe, picture(1), config) as run:
             assert isinstance(run.gradients, Replayed) == cuda_graph
             losses[cuda_graph] = [record.loss for record in run.learn()]
-    assert losses[True] == pytest.approx(losses[False], rel=0.02 if settings.get("mixed_precision") else 1e-3)
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    precision = settings.get("mixed_precision")
+    assert losses[True] == pytest.approx(losses[False], rel=rounding(halves[precision]) if precision else 1e-3)
 
 
 @on_gpu

@@ -13,6 +13,8 @@ from profusion_pipeline.customization.customize import customizing
 from profusion_pipeline.method.adapters import base_hash
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 
+pytestmark = pytest.mark.numeric
+
 MODES = pytest.mark.parametrize("mode", ["lora", "full"])
 
 

@@ -1,7 +1,7 @@
 """What users of diffusers put together with a pipeline: each thing changes what it says and nothing else.
 
 Off-loading hooks fire on a module's `forward`. S* is put in by a hook on the text encoder's embeddings, so the tests
-of off-loading ask for the same picture, to the bit, while parameters are on the meta device or on disk between calls.
+of off-loading ask for the same picture while parameters are on the meta device or on disk between calls.
 """
 
 import numpy as np
@@ -14,13 +14,14 @@ from diffusers.utils import is_xformers_available
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from calls import PROMPT, build, latents_of, needs_group_offloading, picture, relative, seeded
+from calls import CLOSE, PROMPT, build, freeze, latents_of, needs_group_offloading, picture, relative, rounding, seeded
 from profusion_pipeline.method.modeling_promptnet import PromptNet
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.subject_embedding import SubjectEmbedding
 from profusion_pipeline.method.subject_prompt import scaled_lora
 from tiny import PICTURE_SIDE, make_components
 
+pytestmark = pytest.mark.numeric
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MODELS = ("vae", "text_encoder", "unet", "promptnet", "image_encoder")
 
@@ -61,6 +62,7 @@ def lora_file(tmp_path):
 
 @pytest.mark.parametrize("names", [("unet",), ("text_encoder",), ("unet", "text_encoder")], ids="-".join)
 def test_lora_comes_and_goes(pipe, lora_file, names):
+    freeze(pipe)
     without = latents_of(pipe, image=picture())
     pipe.load_lora_weights(lora_file(1, *names), adapter_name="style")
     assert pipe.get_list_adapters() == {name: ["style"] for name in names}
@@ -78,6 +80,7 @@ def test_lora_comes_and_goes(pipe, lora_file, names):
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_two_loras_at_once(pipe, lora_file):
+    freeze(pipe)
     pipe.load_lora_weights(lora_file(1, "unet"), adapter_name="style")
     style = latents_of(pipe, image=picture())
     pipe.load_lora_weights(lora_file(2, "unet", "text_encoder"), adapter_name="place")
@@ -92,12 +95,12 @@ def test_lora_scale_of_one_call(pipe, lora_file):
     pipe.load_lora_weights(lora_file(1, "unet", "text_encoder"), adapter_name="style")
     full = latents_of(pipe, image=picture())
     half = latents_of(pipe, image=picture(), cross_attention_kwargs={"scale": 0.5})
-    assert relative(latents_of(pipe, image=picture()), full) < 1e-6
+    assert torch.equal(latents_of(pipe, image=picture()), full)
     states, negative_states = pipe.encode_prompt("a photo of person on the beach", lora_scale=0.5)
     pipe.set_adapters("style", 0.5)
-    assert relative(latents_of(pipe, image=picture()), half) < 1e-5 < relative(half, full)
+    assert relative(latents_of(pipe, image=picture()), half) < CLOSE < relative(half, full)
     expected = pipe.encode_prompt("a photo of person on the beach")
-    assert relative(states, expected[0]) < 1e-5 and relative(negative_states, expected[1]) < 1e-5
+    assert relative(states, expected[0]) < CLOSE and relative(negative_states, expected[1]) < CLOSE
 
 
 def test_lora_scale_is_put_back_after_an_error(pipe, lora_file):
@@ -110,6 +113,7 @@ def test_lora_scale_is_put_back_after_an_error(pipe, lora_file):
 
 def test_lora_on_promptnet(pipe, tmp_path):
     peft = pytest.importorskip("peft")
+    freeze(pipe)
     without = latents_of(pipe, image=picture())
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=TARGETS["promptnet"], init_lora_weights=False)
@@ -120,6 +124,7 @@ def test_lora_on_promptnet(pipe, tmp_path):
     assert all("lora" in name for name in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
 
     fresh = build()
+    freeze(fresh)
     file = dict(weight_name="pytorch_lora_weights.safetensors", prefix=None)
     fresh.promptnet.load_lora_adapter(tmp_path, adapter_name="face", **file)
     assert torch.equal(latents_of(fresh, image=picture()), full)
@@ -149,7 +154,7 @@ def test_textual_inversion_beside_s(pipe, words, token):
 
     expected = draw(words)
     pipe.load_textual_inversion(vectors, token=token)
-    assert relative(draw(token), expected) < 1e-5
+    assert relative(draw(token), expected) < CLOSE
     assert relative(draw("blue dog"), expected) > 1e-4
 
 
@@ -275,7 +280,7 @@ def test_half_precision(pipe, dtype):
     latents = latents_of(pipe, image=picture(), num_inference_steps=1)
     assert latents.dtype == dtype
     # The initial noise is drawn in the pipeline's dtype, so it agrees to that dtype's precision.
-    assert relative(latents.float(), expected) < 0.1
+    assert relative(latents.float(), expected) < rounding(dtype)
     assert np.isfinite(pictures_of(pipe)).all()
 
 
@@ -320,8 +325,8 @@ def test_sequential_offload_to_the_bit(pipe):
 
 @needs_group_offloading
 @pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
-def test_group_offload_to_the_bit(pipe, offload_type, tmp_path):
-    """On disk between uses: what is not fetched is empty."""
+def test_group_offload(pipe, offload_type, tmp_path):
+    """On disk between uses: what is not fetched is empty. Where it lies in memory then can change the last bits."""
     without = pictures_of(pipe)
     for name in MODELS:
         apply_group_offloading(
@@ -333,7 +338,7 @@ def test_group_offload_to_the_bit(pipe, offload_type, tmp_path):
         )
         assert list((tmp_path / name).glob("*.safetensors"))
     for _ in range(2):
-        assert np.array_equal(pictures_of(pipe), without)
+        np.testing.assert_allclose(pictures_of(pipe), without, atol=CLOSE)
 
 
 @on_gpu

@@ -6,9 +6,12 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
+from calls import rounding
 from profusion_pipeline.method.subject_prompt import tokenize_subject_prompts
 from profusion_pipeline.training.losses import add_noise, min_snr_weights, prediction_target, promptnet_loss
 from tiny import make_components
+
+pytestmark = pytest.mark.numeric
 
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 TIMESTEPS = torch.tensor([0, 137, 500, 999])
@@ -162,4 +165,4 @@ def test_loss_is_float32_whatever_the_models_are():
     with torch.autocast("cpu", torch.bfloat16):
         rough = promptnet_loss(*models(components), **inputs, prediction_type="epsilon").loss
     assert rough.dtype == torch.float32
-    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    assert rough.item() == pytest.approx(exact.item(), rel=rounding(torch.bfloat16))
