@@ -15,6 +15,8 @@ from profusion_pipeline.method.adapters import (
 )
 from tiny import make_components
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def learnt() -> dict:

@@ -6,6 +6,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback, SDX
 
 from calls import PROMPT, count_work, latents_of, picture, seeded
 
+pytestmark = pytest.mark.numeric
+
 
 def test_scales_and_steps_are_those_of_the_call(pipe):
     latents_of(pipe, image=picture(), num_inference_steps=5, strength=0.6, guidance_scale=3.0, class_guidance_scale=2.0)

@@ -16,6 +16,8 @@ from profusion_pipeline.method.adapters import active_adapters, base_hash
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from tiny import make_components
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def learnt() -> dict:

@@ -6,6 +6,8 @@ from diffusers import DDIMScheduler
 
 from profusion_pipeline.method.fusion_sampling import fusion_step, guide, noise_share, predict_noise, renew_noise
 
+pytestmark = pytest.mark.numeric
+
 LEVELS = [(0.0365, 0.1598), (0.4229, 0.7521), (0.7521, 0.9983), (0.9983, 0.99915)]
 
 

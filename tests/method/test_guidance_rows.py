@@ -9,6 +9,8 @@ from profusion_pipeline.method.guidance_rows import Guidance, GuidanceRows, Refe
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.subject_embedding import SubjectEmbedding
 
+pytestmark = pytest.mark.numeric
+
 
 def subject(number, weights):
     references = len(weights)

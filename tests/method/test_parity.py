@@ -30,6 +30,8 @@ from profusion_pipeline.method.subject_prompt import (
 from profusion_pipeline.publishing.convert import convert_checkpoint, load_promptnet
 from profusion_pipeline.training.losses import promptnet_loss
 
+pytestmark = pytest.mark.numeric
+
 PLACEHOLDER = "holder"
 RECORDED = json.loads((COMPACT / "golden.json").read_text("utf-8"))  # both sets tell the same facts
 

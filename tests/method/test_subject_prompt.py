@@ -9,6 +9,8 @@ from profusion_pipeline.method.subject_prompt import (
 )
 from tiny import TEXT_WIDTH, make_components
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def text():

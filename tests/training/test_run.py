@@ -10,7 +10,7 @@ from profusion_pipeline.method.modeling_promptnet import PromptNet
 from profusion_pipeline.training.trainer import train_steps
 from training import assert_same_bits, short_run, start, weights, write_portraits, write_shards
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("fresh_accelerate")]
 
 
 def state(run) -> dict[str, torch.Tensor]:

@@ -10,6 +10,8 @@ from profusion_pipeline.evaluation.systems.rival_parts import denoising_losses, 
 from profusion_pipeline.evaluation.systems.system import Sampling
 from rivals import QUICK, SHORT, listening_pipeline, pictures, write_rivals
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

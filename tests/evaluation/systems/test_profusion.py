@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from concepts import QUICK, photo, sample
@@ -5,6 +6,8 @@ from profusion_pipeline.customization import customize
 from profusion_pipeline.evaluation.systems.profusion import ProFusion
 from profusion_pipeline.evaluation.systems.system import Sampling
 from rivals import PROMPTS, listening_pipeline, pictures
+
+pytestmark = pytest.mark.numeric
 
 
 def test_profusion_is_the_call_of_the_pipeline():

@@ -9,6 +9,8 @@ from profusion_pipeline.evaluation.systems import rival_parts as parts
 from profusion_pipeline.method.subject_prompt import encode_texts
 from rivals import QUICK, listening_pipeline
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def pipe():

@@ -8,6 +8,8 @@ from profusion_pipeline.evaluation.systems.profusion import ProFusion
 from profusion_pipeline.evaluation.systems.system import Sampling, StableDiffusion, find_weights
 from rivals import PROMPTS, SHORT, listening_pipeline, pictures
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
