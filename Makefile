@@ -1,10 +1,10 @@
-# make demo | test | test-slow | lint | train-demo | study | install | clean. Each installs what it needs into .venv first.
+# make demo | test | test-numeric | test-slow | lint | train-demo | study | install | clean; each installs into .venv first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint train-demo study clean
+.PHONY: install demo test test-numeric test-slow lint train-demo study clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -20,11 +20,22 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/profusion demo --out demo_grid.png --force
 
+# A worker for each core, with one thread each; the tests of a file share its fixtures, so they stay together.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The tests that compare numbers, with the instructions of five processors that this one isn't (docs/numerics.md).
+NUMERIC := $(PYTEST) --quiet -m "numeric and not slow"
+test-numeric: $(STAMP)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(NUMERIC)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 $(NUMERIC)
+	OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE $(NUMERIC)
+	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERIC)
+	OMP_NUM_THREADS=2 PYTEST_XDIST_AUTO_NUM_WORKERS=1 $(NUMERIC)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
