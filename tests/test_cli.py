@@ -489,8 +489,8 @@ def test_customize_reads_the_mask(customize, photo, capsys):
 
 def test_customize_config():
     words = ["customize", "--model", "m", "--image", "f", "--out", "o", "--mode", "full", "--flip", "--rotation", "5"]
-    assert config_of(build_parser().parse_args(words), CustomizeConfig) == CustomizeConfig(
-        mode="full", flip=True, rotation=5.0
+    assert config_of(build_parser().parse_args([*words, "--caption", "in a hat"]), CustomizeConfig) == CustomizeConfig(
+        mode="full", flip=True, rotation=5.0, caption="in a hat"
     )
 
 

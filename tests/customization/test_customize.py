@@ -173,6 +173,21 @@ def test_a_prompt_without_placeholder(pipe):
     assert_same(before, everything(pipe))
 
 
+@MODES
+def test_a_caption_is_learnt_with_and_remembered(pipe, mode):
+    told = pipe.customize(photo(), QUICK, mode=mode, prompt="a photo of S*", caption="in a hat")
+    meant = pipe.customize(photo(), QUICK, mode=mode, prompt="a photo of S*, in a hat")
+    plain = pipe.customize(photo(), QUICK, mode=mode, prompt="a photo of S*")
+    assert all(torch.equal(change, meant.changes[name]) for name, change in told.changes.items())
+    assert any(not torch.equal(change, plain.changes[name]) for name, change in told.changes.items())
+    assert (told.settings["caption"], plain.settings["caption"]) == ("in a hat", None)
+
+
+def test_a_caption_with_a_second_placeholder(pipe):
+    with pytest.raises(ValueError, match="The prompt 'a photo of S\\*, by S\\*' holds the placeholder 'S\\*' 2 times"):
+        pipe.customize(photo(), prompt="a photo of S*", caption="by S*")
+
+
 REFUSAL = "open the pipeline with `profusion_pipeline.ProFusionPipeline.from_pretrained`"
 
 

@@ -128,9 +128,10 @@ def test_collected_rows_are_those_of_all_workers(tmp_path):
 
 
 def test_learning_is_what_differs_from_the_defaults():
-    config = CustomizeConfig(steps=50, pool_size=1, class_noun="man", prompt="a portrait of S*", seed=4)
+    personal = dict(class_noun="man", prompt="a portrait of S*", caption="in a hat", seed=4)
+    config = CustomizeConfig(steps=50, pool_size=1, **personal)
     setting = Setting("A", learning_text(config), Sampling())
-    assert setting.config(class_noun="man", prompt="a portrait of S*", seed=4) == config
+    assert setting.config(**personal) == config
     assert learning_text(CustomizeConfig()) == "{}"
 
 

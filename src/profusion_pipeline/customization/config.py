@@ -32,6 +32,11 @@ class CustomizeConfig:
     )
     rank: int = setting(4, help="Rank of the adapters; not read in full mode.", minimum=1)
     prompt: str = setting("a photo of S*", help="The text under which S* must bring the subject back.")
+    caption: str | None = setting(
+        None,
+        help='What is in the photo and is not the subject, "wearing a green hoodie, at the beach, smiling": it is '
+        "added to the prompt while learning, so that S* need not carry it and later prompts may say something else.",
+    )
     pad_prompt: bool = setting(
         True,
         help="Pad the prompt to the tokenizer's length, as sampling does (the authors trained unpadded).",
@@ -101,11 +106,17 @@ class CustomizeConfig:
 
     def __post_init__(self):
         check_settings(self)
-        for name in ("class_noun", "prompt"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"`{name}` must not be empty, got {getattr(self, name)!r}.")
+        for name in ("class_noun", "prompt", "caption"):
+            text = getattr(self, name)
+            if text is not None and not text.strip():
+                raise ValueError(f"`{name}` must not be empty, got {text!r}.")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
+
+    @property
+    def learning_prompt(self) -> str:
+        """The prompt, and after a comma the caption if there is one."""
+        return self.prompt if self.caption is None else f"{self.prompt}, {self.caption.strip()}"
 
     @property
     def rate(self) -> float:

@@ -62,7 +62,8 @@ def customize(
         >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
         >>> pipe = load_demo_pipeline()
         >>> pipe.set_progress_bar_config(disable=True)
-        >>> concept = customize(pipe, demo_portraits()[0], prompt="a portrait of S*", steps=2, pool_size=2)
+        >>> settings = dict(prompt="a portrait of S*", caption="wearing a black hoodie", steps=2, pool_size=2)
+        >>> concept = customize(pipe, demo_portraits()[0], **settings)
         >>> pipe.load_concept(concept)
     """
     config = dataclasses.replace(config or CustomizeConfig(), **settings)
@@ -113,7 +114,7 @@ def customizing(
         (2, 2)
     """
     _check_pipeline(pipe)
-    find_placeholder(config.prompt, pipe.config.placeholder)
+    find_placeholder(config.learning_prompt, pipe.config.placeholder)
     photo = read_photo(photo)
     mask = None if mask is None else read_mask(mask, photo.size)
     if mask is not None and config.background == "keep" and paint is None:
@@ -163,7 +164,7 @@ class Customization(Learning):
         self.learning, self.subject, self.fingerprint = learning, subject, fingerprint
         input_ids, positions = tokenize_subject_prompts(
             pipe.tokenizer,
-            [config.prompt],
+            [config.learning_prompt],
             placeholder=pipe.config.placeholder,
             num_subject_tokens=pipe.promptnet.num_subject_tokens(*subject.latents.shape[-2:]),
             pad=config.pad_prompt,

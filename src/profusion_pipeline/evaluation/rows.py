@@ -20,7 +20,7 @@ from ..common.files import write_whole
 from ..customization.config import CustomizeConfig
 from .systems.system import Sampling
 
-PERSONAL = ("class_noun", "prompt", "seed")  # fields of a CustomizeConfig that a run, or a subject, decides
+PERSONAL = ("class_noun", "prompt", "caption", "seed")  # fields of a CustomizeConfig that a run, or a subject, decides
 SAMPLING = {field.name: field.type for field in fields(Sampling)}
 IDENTIFYING = ("system", "learning", *SAMPLING, "subject", "prompt", "seed")
 MEASURED = ("unet_rows", "seconds", "gib", "machine")

@@ -71,6 +71,12 @@ def test_learns_and_draws_and_leaves_no_trace(name, shared, learnt):
 
 
 @pytest.mark.parametrize("name", LEARNING)
+def test_rivals_learn_with_the_caption_too(name, shared, learnt):
+    plain, told = learnt(name)[2], learnt(name, caption="in a hat")[2]
+    assert any(not torch.equal(weight, told[key]) for key, weight in plain.items())
+
+
+@pytest.mark.parametrize("name", LEARNING)
 def test_what_was_learnt_is_seen_in_the_pictures(name, shared, learnt):
     system, config, tensors = learnt(name)
     nothing = {key: torch.zeros_like(t) if "lora_B" in key or "unet" in key else t for key, t in tensors.items()}

@@ -64,7 +64,7 @@ class TextualInversion(StableDiffusion):
 
     def _learn(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> Learnt:
         pool = encode_photo(pipe, photo, config)
-        prompt = word_prompts(pipe, [config.prompt], config.class_noun, pad=config.pad_prompt)
+        prompt = word_prompts(pipe, [config.learning_prompt], config.class_noun, pad=config.pad_prompt)
         word = nn.Parameter(noun_vector(pipe, config.class_noun))
         with only_learning((pipe.unet, pipe.text_encoder), {"word": word}):
             for _ in _WordLearning(pipe, config, pool, prompt=prompt, word=word).learn():
@@ -140,9 +140,9 @@ class DreamBooth(StableDiffusion):
 
     def _learn(self, pipe: ProFusionPipeline, photo: Image.Image, config: CustomizeConfig) -> Learnt:
         pool, class_pool = encode_photo(pipe, photo, config), self._class_pool(pipe, photo, config)
-        texts = [
-            config.prompt.replace(pipe.config.placeholder, words)
-            for words in (self.words(config.class_noun), config.class_noun)
+        texts = [  # the class pictures were drawn without the photo's caption
+            config.learning_prompt.replace(pipe.config.placeholder, self.words(config.class_noun)),
+            config.prompt.replace(pipe.config.placeholder, config.class_noun),
         ]
         with torch.no_grad():
             states = encode_texts(pipe.text_encoder, pipe.tokenizer, texts, device=pipe.device)  # [2, T, D]

@@ -175,7 +175,7 @@ class E4T(StableDiffusion):
                 weights.values(),
                 encoder=encoder,
                 noun=noun_vector(pipe, config.class_noun),
-                prompt=self._places(pipe, encoder, [config.prompt], config, pad=config.pad_prompt),
+                prompt=self._places(pipe, encoder, [config.learning_prompt], config, pad=config.pad_prompt),
                 offset_l2=self.offset_l2,
             )
             for _ in run.learn():
