@@ -253,8 +253,8 @@ class _Plan:
     def question_3(self) -> Iterator[Line]:
         for system in self.ours():
             base = Sampling(num_fusion_steps=1)
-            own = {"fusion_guidance_scale": 7.0, "fusion_subject_scale": 0.6, "fusion_eta": 1.0} | dict(system.call)
-            of_guidance = [factor * own["fusion_guidance_scale"] for factor in FUSION_FACTORS]
+            own = system.guidance(base)
+            of_guidance = [factor * own.fusion_guidance_scale for factor in FUSION_FACTORS]
             varied = [("m", f"{m}", replace(base, num_fusion_steps=m)) for m in range(4)]
             for start, end in WINDOWS:
                 window = replace(base, fusion_start=start, fusion_end=end)
@@ -265,7 +265,7 @@ class _Plan:
                 ("fusion_guidance_scale", "ω_f", of_guidance),
             ):
                 varied += [(symbol, f"{value:g}", replace(base, **{name: value})) for value in values]
-                varied.append((symbol, f"{own[name]:g}", base))
+                varied.append((symbol, f"{getattr(own, name):g}", base))
             if system.learns:  # by the base is the pipeline's own way
                 for m in (1, 0):
                     by_itself = replace(base, num_fusion_steps=m, base_guidance=False)

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from concepts import QUICK, photo, sample
 from profusion_pipeline.customization import customize
 from profusion_pipeline.evaluation.systems.profusion import ProFusion
 from profusion_pipeline.evaluation.systems.system import Sampling
+from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from rivals import PROMPTS, listening_pipeline, pictures
 
 pytestmark = pytest.mark.numeric
@@ -41,3 +44,12 @@ def test_explicit_fusion_settings_go_before_the_system_s_own():
         for scale in (None, 0.2, 0.9)
     )
     assert (own == same).all() and (own != other).any()
+
+
+def test_what_is_not_said_is_as_the_pipeline_has_it():
+    """The defaults stand in the signature of the call, and nowhere else."""
+    defaults = inspect.signature(ProFusionPipeline.__call__).parameters
+    guidance = ProFusion(name="PromptNet", call={"fusion_eta": 0.5}).guidance(Sampling())
+    assert guidance.fusion_eta == 0.5
+    for name in ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "fusion_subject_scale"):
+        assert getattr(guidance, name) == defaults[name].default

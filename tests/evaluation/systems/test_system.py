@@ -32,11 +32,6 @@ def test_schedulers_keep_the_noise_schedule(pipe):
         assert torch.equal(made.alphas_cumprod, pipe.scheduler.alphas_cumprod)
 
 
-@pytest.mark.parametrize(("start", "end", "count"), [(0, 1, 10), (0, 0.5, 5), (0.3, 1, 7), (0.25, 0.55, 2)])
-def test_steps_with_a_fusion_stage(start, end, count):
-    assert Sampling(num_inference_steps=10, fusion_start=start, fusion_end=end).num_fused == count
-
-
 def test_the_base_is_named_by_the_class_noun():
     pipe, system = listening_pipeline(), StableDiffusion(name="base")
     man, woman = (pictures(system, pipe, {}, system.config(class_noun=noun)) for noun in ("man", "woman"))

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from ...customization.config import CustomizeConfig
 from ...customization.customize import customize
 from ...method.adapters import base_hash
 from ...method.concept_file import SUBJECT, Concept
+from ...method.guidance_rows import Guidance
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
 from .system import Draw, DrawTogether, Learnt, Sampling, System, find_weights
@@ -47,26 +47,25 @@ class ProFusion(System):
         Returns:
             Rows of all steps together.
         """
-        call = self._call(sampling)
-        subject, text, fusion = (
-            call[name] for name in ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale")
-        )
-        refinement = (subject != 0) + (text != 0) + (subject + text != 1)  # ∅ has the weight that is left
-        fused = sampling.num_fused * sampling.num_fusion_steps * ((fusion != 0) + (fusion != 1))
-        return sampling.num_inference_steps * refinement + fused
+        return self.guidance(sampling).unet_rows(sampling.num_inference_steps)
 
-    def _call(self, sampling: Sampling) -> dict[str, Any]:
-        own = dict(guidance_scale=7.0, class_guidance_scale=5.0, fusion_guidance_scale=7.0) | dict(self.call)
-        given = {
-            name: getattr(sampling, name)
-            for name in ("fusion_guidance_scale", "fusion_subject_scale", "fusion_eta")
-            if getattr(sampling, name) is not None
-        }
-        call = own | given
-        for name in ("guidance_scale", "fusion_guidance_scale"):
-            call[name] *= sampling.guidance
-        same = ("num_inference_steps", "num_fusion_steps", "fusion_start", "fusion_end", "base_guidance")
-        return call | {name: getattr(sampling, name) for name in same}
+    def guidance(self, sampling: Sampling) -> Guidance:
+        """What a call of the pipeline is guided by.
+
+        Args:
+            sampling: What it says goes before the system's own `call`, and that before the defaults of the pipeline.
+
+        Returns:
+            The record, with the scales towards the subject multiplied by `sampling.guidance`.
+        """
+        names = {field.name for field in fields(Guidance)}
+        given = {name: value for name, value in asdict(sampling).items() if name in names and value is not None}
+        own = Guidance.from_call(ProFusionPipeline.__call__, **dict(self.call) | given)
+        return replace(
+            own,
+            guidance_scale=own.guidance_scale * sampling.guidance,
+            fusion_guidance_scale=own.fusion_guidance_scale * sampling.guidance,
+        )
 
     def _pipeline(self, pipe: ProFusionPipeline) -> ProFusionPipeline:
         """Another pipeline of the same models, with a PromptNet and a scheduler of its own."""
@@ -119,7 +118,9 @@ class ProFusion(System):
                     who = {"concept": [names[number] for number in of]}
                 else:
                     who = {"subject": [subjects[number] for number in of], "class_noun": configs[0].class_noun}
-                return ours(prompts, generator=generators, **who, **self._call(sampling)).images
+                call = asdict(self.guidance(sampling)) | {"base_guidance": sampling.base_guidance}
+                steps = sampling.num_inference_steps
+                return ours(prompts, num_inference_steps=steps, generator=generators, **who, **call).images
 
             yield draw
         finally:

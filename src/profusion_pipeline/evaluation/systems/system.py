@@ -90,12 +90,6 @@ class Sampling:
         if self.guidance <= 0:
             raise ValueError(f"`guidance` must be greater than 0, got {self.guidance}.")
 
-    @property
-    def num_fused(self) -> int:
-        """Steps that have a fusion stage, when m is not 0."""
-        count = self.num_inference_steps
-        return sum(i / count >= self.fusion_start and (i + 1) / count <= self.fusion_end for i in range(count))
-
     def make_scheduler(self, base: SchedulerMixin) -> SchedulerMixin:
         """A scheduler of this kind with the noise schedule of another.
 
