@@ -134,11 +134,12 @@ def _customize(args: argparse.Namespace) -> None:
     if out.exists() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
 
+    from .customization.customize import customize
     from .method.reference_images import load_picture, load_reference_image
 
     photo = load_reference_image(args.image, name="--image")
     mask = None if args.mask is None else load_picture(args.mask, name="--mask")  # with what is transparent
-    concept = _load_pipeline(args.model, args.device, args.dtype).customize(photo, config, mask=mask)
+    concept = customize(_load_pipeline(args.model, args.device, args.dtype), photo, config, mask=mask)
     concept.save_pretrained(out)
     print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)
     print(out)
@@ -174,7 +175,7 @@ def _export(args: argparse.Namespace) -> None:
 
     from .publishing.export import export_pipeline
 
-    print(export_pipeline(_folder_of(args.source), args.target, force=args.force, **given))
+    print(export_pipeline(args.source, args.target, force=args.force, **given))
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -182,7 +183,7 @@ def _push(args: argparse.Namespace) -> None:
 
     from .publishing.export import push_pipeline
 
-    print(push_pipeline(_folder_of(args.source), args.repo_id, **given))
+    print(push_pipeline(args.source, args.repo_id, **given))
 
 
 def config_of(args: argparse.Namespace, kind: type[Config]) -> Config:
@@ -240,12 +241,6 @@ def publishing_flags(function: str) -> list[Flag]:
     return [shared.get(flag.name, flag) for flag in flags if flag.name not in words]
 
 
-def _folder_of(source: str) -> str:
-    from .demo import FOLDER
-
-    return str(FOLDER / "model") if source == "demo" else source
-
-
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     # Those speak for themselves.
@@ -255,10 +250,8 @@ def _sentence(error: Exception) -> str:
 
 def _load_pipeline(model: str, device: str | None, dtype: str | None):
     from .common.open_pipeline import load_pipeline
-    from .demo import load_demo_pipeline
 
-    place = _place(device, dtype)
-    return load_demo_pipeline(**place) if model == "demo" else load_pipeline(model, **place)
+    return load_pipeline(model, **_place(device, dtype))
 
 
 def _place(device: str | None, dtype: str | None) -> dict:

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from profusion_pipeline.common.open_pipeline import load_pipeline
+from profusion_pipeline.common.open_pipeline import DEMO_FOLDER, load_pipeline, pipeline_source
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32])
@@ -31,3 +31,17 @@ def models(pipe) -> dict[str, torch.nn.Module]:
 def test_nothing_there(tmp_path):
     with pytest.raises(OSError, match="model_index.json"):
         load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
+
+
+def test_the_word_for_the_bundled_model(tmp_path, monkeypatch):
+    assert pipeline_source("demo", demo=DEMO_FOLDER) == str(DEMO_FOLDER)
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [pipeline_source(name) for name in ("./demo", "me/demo")] == ["./demo", "me/demo"]
+    with pytest.raises(FileNotFoundError, match="The demo model is not in .*: `make train-demo` trains it"):
+        pipeline_source("demo", demo=tmp_path)
+
+
+def test_the_bundled_model_by_its_word():
+    pipe = load_pipeline("demo", dtype=torch.bfloat16, device="cpu")
+    assert pipe.unet.dtype == torch.bfloat16 and pipe.unet.config.sample_size == 8

@@ -86,7 +86,7 @@ def test_first_factors_depend_on_the_seed_alone(pipe):
 def test_without_peft_only_full_works(pipe, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     before = everything(pipe)
-    with pytest.raises(ImportError, match="Customising in lora mode needs PEFT: .* or choose `mode='full'`"):
+    with pytest.raises(ImportError, match="needs PEFT: `pip install peft`, or choose `mode='full'`"):
         with learning_weights(pipe, CustomizeConfig()):
             pass
     assert_same(before, everything(pipe))
@@ -100,7 +100,7 @@ def test_the_optimizer_is_adamw(pipe):
 
 def test_eight_bits_need_bitsandbytes(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
-    with pytest.raises(ImportError, match=r"'adamw8bit' needs bitsandbytes: `pip install .*\[bitsandbytes\]\"` brings"):
+    with pytest.raises(ImportError, match="'adamw8bit' needs bitsandbytes: `pip install bitsandbytes`"):
         make_optimizer(CustomizeConfig(optimizer="adamw8bit"), [torch.nn.Parameter(torch.ones(3))])
 
 

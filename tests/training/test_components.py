@@ -125,3 +125,11 @@ def test_the_size_of_the_latents(base):
     components.unet.register_to_config(sample_size=(8, 16))
     with pytest.raises(ValueError, match=r"`resolution` must be given, the UNet's sample_size is \(8, 16\)"):
         components.latent_side(None)
+
+
+def test_the_bundled_model_by_its_word():
+    from profusion_pipeline import load_demo_pipeline
+
+    components, pipe = load_training_components(config("demo")), load_demo_pipeline()
+    for name in ("vae", "text_encoder", "unet", "image_encoder", "promptnet"):
+        assert same_weights(getattr(components, name), getattr(pipe, name))

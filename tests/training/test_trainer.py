@@ -346,5 +346,5 @@ def test_a_repository_that_cannot_be_made_is_refused_before_any_work(folders, mo
 def test_without_accelerate_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.delitem(sys.modules, "profusion_pipeline.training.trainer")
-    with pytest.raises(ImportError, match=r'Training needs accelerate: `pip install "profusion_pipeline\[train\]"`'):
+    with pytest.raises(ImportError, match="Training needs accelerate: `pip install accelerate`"):
         import profusion_pipeline.training.trainer  # noqa: F401

@@ -1,4 +1,4 @@
-"""A pipeline from a folder or the Hub, in one dtype and on one device, with or without accelerate."""
+"""A pipeline from a folder, the Hub or the word "demo", in one dtype and on one device."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,35 @@ from diffusers.utils import is_accelerate_available
 
 from ..method.pipeline_profusion import ProFusionPipeline
 
+DEMO = "demo"  # the word that names the bundled model wherever a model is named
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+
+
+def pipeline_source(model: str | Path, *, demo: Path = DEMO_FOLDER) -> str:
+    """Where the pipeline lies that is meant: a folder or Hub id is its own answer, "demo" is the bundled model.
+
+    Args:
+        model: Folder, Hub id, or "demo".
+        demo: What "demo" stands for: a folder in the layout of `save_pretrained`.
+
+    Returns:
+        Folder or Hub id.
+
+    Raises:
+        FileNotFoundError: The demo model is meant and `demo` holds no pipeline.
+
+    Example:
+        >>> pipeline_source("me/profusion-sd2")
+        'me/profusion-sd2'
+    """
+    if str(model) != DEMO:
+        return str(model)
+    if not (demo / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"The demo model is not in {demo}: `make train-demo` trains it, an installed release has it."
+        )
+    return str(demo)
+
 
 def load_pipeline(
     source: str | Path, *, dtype: torch.dtype, device: str | torch.device, **components: Any
@@ -15,7 +44,7 @@ def load_pipeline(
     """`ProFusionPipeline.from_pretrained` in one dtype, then moved to `device`, with or without accelerate.
 
     Args:
-        source: Folder or Hub id.
+        source: Folder, Hub id, or "demo".
         dtype: Of all weights.
         device: Where the pipeline is put.
         **components: What takes the place of components at `source`, by name.
@@ -31,5 +60,7 @@ def load_pipeline(
     """
     # accelerate is no core dependency; without it diffusers can't load in the way that saves memory, and says so.
     saves_memory = is_accelerate_available()
-    pipe = ProFusionPipeline.from_pretrained(source, dtype=dtype, low_cpu_mem_usage=saves_memory, **components)
-    return pipe.to(device)
+    place = pipeline_source(source)
+    return ProFusionPipeline.from_pretrained(place, dtype=dtype, low_cpu_mem_usage=saves_memory, **components).to(
+        device
+    )

@@ -121,8 +121,7 @@ def adapters(
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError(
-            'Customising in lora mode needs PEFT: `pip install "profusion_pipeline[train]"` brings it, or choose '
-            "`mode='full'`."
+            "Customising in lora mode needs PEFT: `pip install peft`, or choose `mode='full'`."
         ) from error
     weights = {}
     with ExitStack() as undo:
@@ -161,7 +160,5 @@ def make_optimizer(config: CustomizeConfig, weights: Iterable[nn.Parameter]) -> 
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ImportError(
-            "`optimizer` 'adamw8bit' needs bitsandbytes: `pip install \"profusion_pipeline[bitsandbytes]\"` brings it."
-        ) from error
+        raise ImportError("`optimizer` 'adamw8bit' needs bitsandbytes: `pip install bitsandbytes`.") from error
     return AdamW8bit(weights, lr=config.rate, weight_decay=config.weight_decay)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..common.open_pipeline import load_pipeline
+from ..common.open_pipeline import DEMO, DEMO_FOLDER, load_pipeline, pipeline_source
 from ..customization.customize import ProFusionPipeline
 from ..method.reference_images import load_reference_image
 
@@ -26,7 +26,7 @@ DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*", "pool_
 
 
 def load_demo_pipeline(
-    *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", folder: Path = FOLDER / "model"
+    *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", folder: Path = DEMO_FOLDER
 ) -> ProFusionPipeline:
     """The bundled model as a pipeline like any other: 64 x 64 pixels, a vocabulary of its own, no download.
 
@@ -47,11 +47,7 @@ def load_demo_pipeline(
         >>> pipe("a portrait of S*, wearing a blue top hat", image=demo_portraits()[0], class_noun="a person").images
         [<PIL.Image.Image image mode=RGB size=64x64...>]
     """
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"The demo model is not in {folder}: `make train-demo` trains it, an installed release has it."
-        )
-    return load_pipeline(folder, dtype=dtype, device=device)
+    return load_pipeline(pipeline_source(DEMO, demo=Path(folder)), dtype=dtype, device=device)
 
 
 def demo_portraits() -> list[Image.Image]:

@@ -171,7 +171,7 @@ def open_clip(name: str, device: str | torch.device = "cpu") -> Encoder:
         >>> open_clip("RN50").texts(["a hat"]).shape  # doctest: +SKIP
         (1, 1024)
     """
-    library = _extra("open_clip", "eval-clip", name)
+    library = _extra("open_clip", "open_clip_torch", name)
     model = library.create_model(name, pretrained="openai", device=device).eval()
     tokenize = library.get_tokenizer(name)
     side = model.visual.image_size
@@ -223,7 +223,7 @@ def sface(device: str | torch.device = "cpu") -> Encoder:
         >>> sface().images([Image.open("me.jpg")]).shape  # doctest: +SKIP
         (1, 128)
     """
-    cv2 = _extra("cv2", "eval-face", "sface")
+    cv2 = _extra("cv2", "opencv-python-headless", "sface")
     detector = cv2.FaceDetectorYN.create(str(_verified(*YUNET)), "", (320, 320))
     recogniser = cv2.FaceRecognizerSF.create(str(_verified(*SFACE)), "")
 
@@ -248,12 +248,12 @@ def _in_batches(encode: Callable[[Sequence], torch.Tensor]) -> Callable[[Sequenc
     return encode_all
 
 
-def _extra(module: str, extra: str, name: str) -> ModuleType:
+def _extra(module: str, package: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"The encoder {name!r} needs {module}, which is not installed: pip install 'profusion-pipeline[{extra}]'."
+            f"The encoder {name!r} needs {module}, which is not installed: `pip install {package}`."
         ) from error
 
 

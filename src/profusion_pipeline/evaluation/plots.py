@@ -97,7 +97,7 @@ def need_matplotlib() -> Any:
         `matplotlib.figure`.
 
     Raises:
-        ImportError: It is not installed; the sentence names the extra.
+        ImportError: It is not installed; the sentence names the package.
 
     Example:
         >>> need_matplotlib().Figure.__name__
@@ -106,9 +106,7 @@ def need_matplotlib() -> Any:
     try:
         return importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib, which is not installed: pip install 'profusion-pipeline[eval]'."
-        ) from error
+        raise ImportError("Plots need matplotlib, which is not installed: `pip install matplotlib`.") from error
 
 
 def _figure() -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from ..common.files import write_whole
-from ..common.open_pipeline import load_pipeline
-from ..demo import load_demo_pipeline
+from ..common.open_pipeline import DEMO, load_pipeline
 from ..method.pipeline_profusion import ProFusionPipeline
 from .config import EvaluationConfig
 from .costs import Cost, load_costs, measure_alone, measure_cost, save_costs
@@ -43,7 +42,7 @@ def choose_systems(config: EvaluationConfig) -> dict[str, System]:
         ['PromptNet']
     """
     weights = None if config.weights is None else Path(config.weights)
-    known = {name: get_system(name, demo=config.model == "demo", weights=weights) for name in config.systems or SYSTEMS}
+    known = {name: get_system(name, demo=config.model == DEMO, weights=weights) for name in config.systems or SYSTEMS}
     return {name: one for name, one in known.items() if config.systems or weights or not one.pretrained}
 
 
@@ -292,8 +291,7 @@ def open_model(model: str, device: str, dtype: torch.dtype) -> ProFusionPipeline
         >>> open_model("demo", "cpu", torch.float32).config.placeholder
         'S*'
     """
-    place = {"device": device, "dtype": dtype}
-    pipe = load_demo_pipeline(**place) if model == "demo" else load_pipeline(model, **place)
+    pipe = load_pipeline(model, dtype=dtype, device=device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

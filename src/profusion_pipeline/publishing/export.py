@@ -30,7 +30,8 @@ def export_pipeline(
     """Write a pipeline as a folder that loads anywhere: weights, the method's code, an index, a model card.
 
     Args:
-        source: Folder or Hub id of a ProFusion pipeline, or of a Stable Diffusion that `promptnet` was trained with.
+        source: Folder or Hub id of a ProFusion pipeline, or "demo"; or a Stable Diffusion that `promptnet` was trained
+            with.
         target: The folder to write; a new one appears whole or not at all.
         promptnet: Folder or Hub id of a PromptNet that takes the place of the source's, such as what training wrote.
         image_encoder: Folder or Hub id of the CLIP vision tower that this PromptNet reads.

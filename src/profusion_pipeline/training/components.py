@@ -1,6 +1,6 @@
 """The models of a training: the base pipeline's parts, and a PromptNet found there or begun from the UNet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import file_exists
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
+from ..common.open_pipeline import pipeline_source
 from ..method.modeling_promptnet import PromptNet
 from .config import TrainingConfig
 
@@ -82,6 +83,7 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
     Example:
         >>> components = load_training_components(config)  # doctest: +SKIP
     """
+    config = replace(config, model=pipeline_source(config.model))
     vision = dict(repository=config.image_encoder) if config.image_encoder else {}
     with torch.random.fork_rng(devices=[]):  # some versions of the libraries draw first weights before they load others
         unet = _load(config, UNet2DConditionModel, "unet")

@@ -26,8 +26,9 @@ class TrainingConfig:
 
     # What to learn from, and what comes out
     model: str = setting(
-        help="Folder or Hub id of the base pipeline: vae, text_encoder, tokenizer, unet, scheduler, image_encoder and "
-        "feature_extractor; a promptnet found there is trained on, else a new one starts from the unet.",
+        help='Folder or Hub id of the base pipeline, or "demo": vae, text_encoder, tokenizer, unet, scheduler, '
+        "image_encoder and feature_extractor; a promptnet found there is trained on, else a new one starts from the "
+        "unet.",
         resumable=True,
     )
     data: str = setting(

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from ..common.launcher import check_launcher, launched_accumulation, launched_precision
+from ..common.open_pipeline import pipeline_source
 from ..common.picture_files import write_pictures
 from ..method.modeling_promptnet import PromptNet
 from ..method.reference_images import load_reference_image
@@ -38,7 +39,7 @@ try:
     from accelerate import Accelerator
     from accelerate.utils import is_tensorboard_available
 except ImportError as error:
-    raise ImportError('Training needs accelerate: `pip install "profusion_pipeline[train]"` brings it.') from error
+    raise ImportError("Training needs accelerate: `pip install accelerate`.") from error
 
 
 class TrainingStep(NamedTuple):
@@ -266,7 +267,8 @@ def _publish(config: TrainingConfig, promptnet: Path) -> None:
     # The base is loaded once more: the run's own copy may be in half precision.
     components = load_training_components(config)
     pipe = assemble_pipeline(components, PromptNet.from_pretrained(promptnet), placeholder=config.placeholder)
-    base = None if Path(config.model).exists() else config.model  # folders of this machine are nobody's business
+    source = pipeline_source(config.model)
+    base = None if Path(source).exists() else source  # folders of this machine are nobody's business
     pipe.push_to_hub(config.hub_model_id, commit_message=f"PromptNet after {config.max_steps} steps", base_model=base)
 
 
