@@ -27,6 +27,13 @@ def test_the_pipeline_is_left_as_it_was(pipe, mode):
     assert any(change.any() for change in concept.changes.values())
 
 
+def test_it_learns_in_a_handler_under_inference_mode(pipe):
+    with torch.inference_mode():
+        there = pipe.customize(photo(), QUICK).changes
+    here = pipe.customize(photo(), QUICK).changes
+    assert all(torch.equal(there[name], change) for name, change in here.items())
+
+
 class Stop(Exception):
     pass
 

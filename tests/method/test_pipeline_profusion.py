@@ -3,7 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
+    StableDiffusionPipeline,
+)
 
 import schedulers
 from calls import CLOSE, PROMPT, build, count_work, latents_of, picture, relative, seeded
@@ -383,10 +388,27 @@ def nan_like(tensor):
 
 
 BAD = [
-    (dict(prompt="a photo"), ValueError, r"holds the placeholder 'S\*' 0 times"),
-    (dict(prompt=""), ValueError, r"The prompt '' holds the placeholder 'S\*' 0 times"),
-    (dict(prompt="S* and S*"), ValueError, r"'S\*' 2 times"),
-    (dict(prompt="dog " * 80 + "S*"), ValueError, "at token 81 .* beyond the 77 tokens"),
+    (dict(prompt="a photo"), ValueError, r"must hold the placeholder 'S\*' exactly once, got it 0 times in 'a photo'"),
+    (dict(prompt=""), ValueError, r"`prompt` must hold the placeholder 'S\*' exactly once, got it 0 times in ''"),
+    (dict(prompt="S* and S*"), ValueError, r"'S\*' exactly once, got it 2 times"),
+    (dict(prompt="a photo of s*"), ValueError, r"\(write 'S\*' in place of 's\*'\)"),
+    (dict(prompt="a photo of sks man"), ValueError, r"\(write 'S\*' in place of 'sks'\)"),
+    (dict(prompt="a photo of <S*>"), ValueError, r"must hold the placeholder as 'S\*', got '<S\*>'"),
+    (dict(prompt="dog " * 80 + "S*"), ValueError, "reads 77 tokens, got it at token 81"),
+    (dict(prompt="S* \ud83d"), ValueError, r"`prompt` must be a text without lone surrogates, got 'S\* \\ud83d'"),
+    (dict(class_noun="\udc00"), ValueError, "`class_noun` must be a text without lone surrogates"),
+    (dict(class_noun="S*"), ValueError, r"`class_noun` must not hold the placeholder 'S\*', got 'S\*'"),
+    (dict(class_prompt="a photo of S*"), ValueError, r"`class_prompt` must not hold the placeholder"),
+    (dict(negative_prompt="blurry S*"), ValueError, r"`negative_prompt` must not hold the placeholder"),
+    (dict(guidance_scale=[3, 5]), TypeError, r"`guidance_scale` must be one number for the whole call, got \[3, 5\]"),
+    (dict(ip_adapter_image=picture()), TypeError, "`ip_adapter_image` is no argument of this pipeline: `image` is the"),
+    (dict(clip_skip=1), TypeError, "`clip_skip` is no argument of this pipeline: PromptNet learnt"),
+    (dict(callback_on_step_end=3), TypeError, "`callback_on_step_end` must be callable, got 3"),
+    (dict(callback_on_step_end_tensor_inputs="latents"), TypeError, "must be a list of words, got 'latents'"),
+    (dict(eta=1.5), ValueError, "`eta` must be a finite number of 0 to 1, got 1.5"),
+    (dict(guidance_scale=10**400), ValueError, "`guidance_scale` must be a finite number of at least 0, got 1000"),
+    (dict(latents=nan_like(torch.zeros(1, 4, 8, 8))), ValueError, "`latents` must hold finite numbers, got 256 that"),
+    (dict(prompt_embeds=nan_like(torch.zeros(1, 77, 32))), ValueError, "`prompt_embeds` must hold finite numbers"),
     (dict(prompt=3), TypeError, "`prompt` must be a text or a list of texts, got 3"),
     (dict(prompt=["S*", 3]), TypeError, "`prompt` must be a text or a list of texts"),
     (dict(prompt=[]), ValueError, "`prompt` must have at least one text, got an empty list"),
@@ -403,7 +425,7 @@ BAD = [
     ),
     (dict(image=None), ValueError, "`image` or `subject` must be given"),
     (dict(subject="ada"), ValueError, "`image` and `subject` must not both be given"),
-    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding .* got str"),
+    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding, got str"),
     (dict(image=[]), ValueError, "`image` is an empty list"),
     (dict(image="nowhere.png"), ValueError, "nowhere.png"),
     (dict(image=3), TypeError, "int"),
@@ -481,9 +503,17 @@ def test_largest_eta_is_allowed(pipe):
 def test_unfit_scheduler_is_named_before_any_work():
     pipe = build(scheduler=FlowMatchEulerDiscreteScheduler())
     counts = count_work(pipe)
-    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler can't carry the fusion stage"):
+    for m in (0, 1):
+        with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler, which has no `scale_model_input`"):
+            latents_of(pipe, image=picture(), num_fusion_steps=m)
+    pipe.scheduler = ScoreSdeVeScheduler()
+    with pytest.raises(ValueError, match="got ScoreSdeVeScheduler, which has no `step`"):
+        latents_of(pipe, image=picture(), num_fusion_steps=0)
+    pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(ValueError, match="EDMEulerScheduler can't carry the fusion stage: .* or `num_fusion_steps=0`"):
         latents_of(pipe, image=picture())
     assert not any(counts.values())
+    assert torch.isfinite(latents_of(pipe, image=picture(), num_fusion_steps=0)).all()
 
 
 @pytest.mark.parametrize(
@@ -514,6 +544,30 @@ def test_subject_of_another_pipeline_or_size(pipe):
     subject = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 24), torch.ones(1))
     with pytest.raises(ValueError, match="`subject` must be encoded for pictures of 32 x 16, got one for 16 x 16"):
         latents_of(pipe, subject=subject, height=32)
+    broken = SubjectEmbedding(subject.latents, nan_like(subject.image_states), subject.weights)
+    with pytest.raises(ValueError, match=r"`subject\[1\].image_states` must hold finite numbers, got 120 that aren't"):
+        latents_of(pipe, ["S*", "S*"], subject=[subject, broken])
+    with pytest.raises(TypeError, match=r"`subject\[1\]` must be a SubjectEmbedding, got str"):
+        latents_of(pipe, ["S*", "S*"], subject=[subject, "ada"])
+
+
+def test_a_size_with_more_words_than_the_text_encoder_reads(pipe):
+    with pytest.raises(ValueError, match="`height` and `width` must be smaller, .* reads 77 tokens, got 160 and 160"):
+        latents_of(pipe, image=picture(), height=160, width=160)
+
+
+def test_words_that_do_not_fit_are_named(pipe, caplog):
+    """As Stable Diffusion does, in prompts with S* and without."""
+    long = ", ".join(["hat"] * 60)
+    pipe(f"S*, {long}, dog", image=picture(), negative_prompt=f"{long}, blue", num_inference_steps=1)
+    said = [record.getMessage() for record in caplog.records if "left out of a prompt" in record.getMessage()]
+    assert len(said) == 3 and all("the text encoder reads 77 tokens" in one for one in said)
+    assert sum("dog" in one for one in said) == 2 and sum("blue" in one for one in said) == 1
+
+
+def test_there_is_no_ip_adapter(pipe):
+    with pytest.raises(TypeError, match="has no IP-Adapter, PromptNet has its place: give the photo as `image`"):
+        pipe.load_ip_adapter("h94/IP-Adapter")
 
 
 def test_a_required_safety_checker_is_missed_aloud(components, caplog):
@@ -523,14 +577,19 @@ def test_a_required_safety_checker_is_missed_aloud(components, caplog):
     assert "`safety_checker` is None, but this pipeline is published with one" in caplog.text
 
 
-def test_not_finite_latents_name_the_step(pipe):
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (torch.float16, "pipe.to\\(torch.bfloat16\\)"),
+        (torch.float32, "look at the weights, the scheduler, and what a callback"),
+    ],
+)
+def test_not_finite_latents_name_the_step(pipe, dtype, advice):
     def spoil(pipe, i, t, tensors):
         return {"latents": nan_like(tensors["latents"]) if i == 1 else tensors["latents"]}
 
-    with pytest.raises(
-        RuntimeError, match=r"after step 3 of 4 \(timestep 251\).*torch.float32.*pipe.to\(torch.bfloat16"
-    ):
-        latents_of(pipe, image=picture(), num_inference_steps=4, callback_on_step_end=spoil)
+    with pytest.raises(RuntimeError, match=rf"after step 3 of 4 \(timestep 251\) .* in {dtype}\. .*{advice}"):
+        latents_of(pipe.to(dtype), image=picture(), num_inference_steps=4, callback_on_step_end=spoil)
 
 
 def test_not_finite_pictures(pipe):

@@ -34,7 +34,7 @@ def test_find_placeholder():
 
 @pytest.mark.parametrize(("prompt", "count"), [("a photo of s*", 0), ("", 0), ("S* and S*", 2)])
 def test_placeholder_stands_once(prompt, count):
-    with pytest.raises(ValueError, match=rf"holds the placeholder 'S\*' {count} times: .* exactly once"):
+    with pytest.raises(ValueError, match=rf"must hold the placeholder 'S\*' exactly once.*, got it {count} times"):
         find_placeholder(prompt, "S*")
 
 
@@ -77,7 +77,9 @@ def test_a_long_suffix_is_cut_before_the_end_token(text):
 @pytest.mark.parametrize(("words", "num_subject_tokens"), [(75, 1), (72, 4), (100, 1)])
 def test_placeholder_beyond_the_last_place(text, words, num_subject_tokens):
     tokenizer, _ = text
-    with pytest.raises(ValueError, match=rf"at token {words + 1} .* needs {num_subject_tokens} places, beyond the 77"):
+    with pytest.raises(
+        ValueError, match=rf"reads 77 tokens, got it at token {words + 1} with {num_subject_tokens} places"
+    ):
         tokenize(tokenizer, "dog " * words + "S*", num_subject_tokens=num_subject_tokens)
     if words < 77:
         ids, positions = tokenize(tokenizer, "dog " * (words - 1) + "S*", num_subject_tokens=num_subject_tokens)

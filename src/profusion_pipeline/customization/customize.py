@@ -119,14 +119,15 @@ def customizing(
     mask = None if mask is None else read_mask(mask, photo.size)
     if mask is not None and config.background == "keep" and paint is None:
         raise ValueError("`mask` is given, but `background` is 'keep', which paints nothing outside of it.")
-    fingerprint = base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
-    subject = pipe.encode_subject(photo)
-    height, width = (side * pipe.vae_scale_factor for side in subject.latents.shape[-2:])
-    pictures = augmented_pictures(photo, config, side=min(height, width), mask=mask, paint=paint)
-    pool = encode_pictures(pipe, pictures, height, width)
     models, advice = (pipe.unet, pipe.promptnet, pipe.text_encoder), "customise while no other thread draws with it"
     with ExitStack() as undo:
+        undo.enter_context(torch.inference_mode(False))  # a server's handler may run under it, and nothing learns there
         undo.enter_context(in_use(models, to_change=True, advice=advice))
+        fingerprint = base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+        subject = pipe.encode_subject(photo)
+        height, width = (side * pipe.vae_scale_factor for side in subject.latents.shape[-2:])
+        pictures = augmented_pictures(photo, config, side=min(height, width), mask=mask, paint=paint)
+        pool = encode_pictures(pipe, pictures, height, width)
         undo.callback(pipe.maybe_free_model_hooks)
         undo.enter_context(_off_device(pipe.vae, pipe.image_encoder))
         undo.enter_context(_gradient_checkpointing(config.gradient_checkpointing, pipe.unet, pipe.promptnet))

@@ -29,16 +29,47 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+# Arguments of other pipelines, and what has their place here.
+ELSEWHERE = {
+    "ip_adapter_image": "`image` is the photo of the subject, which PromptNet reads in place of an IP-Adapter",
+    "ip_adapter_image_embeds": "`subject` takes what `encode_subject` made of a photo",
+    "input_id_images": "`image` is the photo of the subject",
+    "id_embeds": "`subject` takes what `encode_subject` made of a photo",
+    "prompt_2": "there is one text encoder",
+    "guidance_rescale": "it isn't part of the method",
+    "clip_skip": "PromptNet learnt its words for one layer of the text encoder",
+    "timesteps": "the scheduler's own settings hold",
+    "sigmas": "the scheduler's own settings hold",
+    "callback": "`callback_on_step_end` has its place",
+    "callback_steps": "`callback_on_step_end` is called after each step",
+    "max_embeddings_multiples": "what a prompt has beyond the text encoder's length is left out",
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Arguments that a call doesn't have, where another pipeline's has them."""
+    for name in names:
+        if name in ELSEWHERE:
+            raise TypeError(f"`{name}` is no argument of this pipeline: {ELSEWHERE[name]}.")
+
+
 # --- Numbers --------------------------------------------------------------------------------------------------------
 
 
-def check_number(name: str, value: Any, *, at_least: float = 0) -> float:
-    """A setting that must be a finite number."""
+def check_number(name: str, value: Any, *, at_least: float = 0, at_most: float = math.inf) -> float:
+    """A setting that must be a finite number, the same for all pictures of a call."""
+    if isinstance(value, list | tuple):
+        raise TypeError(f"`{name}` must be one number for the whole call, got {shown(value)}.")
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"`{name}` must be a number, got {shown(value)}.")
-    if not math.isfinite(value) or value < at_least:
-        raise ValueError(f"`{name}` must be a finite number of at least {at_least}, got {shown(value)}.")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or not at_least <= number <= at_most:
+        limits = f"at least {at_least:g}" if at_most == math.inf else f"{at_least:g} to {at_most:g}"
+        raise ValueError(f"`{name}` must be a finite number of {limits}, got {shown(value)}.")
+    return number
 
 
 def check_count(name: str, value: Any, *, at_least: int) -> int:
@@ -120,6 +151,19 @@ def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dt
         raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(tensor.shape)}.")
     if tensor.dtype != dtype:
         raise TypeError(f"`{name}` must be of the pipeline's dtype {dtype}, got {tensor.dtype}.")
+    check_finite(name, tensor)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Numbers that a call computes with."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"`{name}` must hold finite numbers, got {int((~torch.isfinite(tensor)).sum())} that aren't.")
+
+
+def check_callback(callback: Any) -> None:
+    """What is called after each step, or None."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback_on_step_end` must be callable, got {shown(callback)}.")
 
 
 def check_generator(generator: Any, num_pictures: int) -> None:
@@ -169,7 +213,15 @@ def list_prompts(prompt: Any) -> list[str]:
         raise TypeError(f"`prompt` must be a text or a list of texts, got {shown(prompt)}.")
     if not prompts:
         raise ValueError("`prompt` must have at least one text, got an empty list.")
+    for text in prompts:
+        check_characters("prompt", text)
     return prompts
+
+
+def check_characters(name: str, text: str) -> None:
+    """A text that a tokenizer can read: no half of a pair of UTF-16, as badly decoded text has."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"`{name}` must be a text without lone surrogates, got {ascii(text)[:100]}.")
 
 
 def list_per_prompt(name: str, values: Any, num_prompts: int) -> list:
@@ -197,27 +249,32 @@ def list_per_prompt(name: str, values: Any, num_prompts: int) -> list:
     return values
 
 
-def list_texts(name: str, texts: Any, num_prompts: int) -> list[str]:
+def list_texts(name: str, texts: Any, num_prompts: int, *, without: str | None = None) -> list[str]:
     """A text for each prompt.
 
     Args:
         name: Of the setting.
         texts: One text for all prompts, or a list with one for each.
         num_prompts: How many there must be.
+        without: What they must not hold, the placeholder.
 
     Returns:
         `num_prompts` texts.
 
     Raises:
         TypeError: It is neither.
-        ValueError: The list has another length.
+        ValueError: The list has another length, or a text holds what it must not.
 
     Example:
         >>> list_texts("negative_prompt", "blurry", 2)
         ['blurry', 'blurry']
     """
-    if not all(isinstance(text, str) for text in (texts if isinstance(texts, list) else [texts])):
-        raise TypeError(f"`{name}` must be a text or a list of texts, got {shown(texts)}.")
+    for text in texts if isinstance(texts, list) else [texts]:
+        if not isinstance(text, str):
+            raise TypeError(f"`{name}` must be a text or a list of texts, got {shown(texts)}.")
+        check_characters(name, text)
+        if without is not None:
+            check_without(name, [text], without)
     return list_per_prompt(name, texts, num_prompts)
 
 
@@ -242,13 +299,13 @@ def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, cl
         ['person on the beach']
     """
     if class_prompt is not None:
-        return list_texts("class_prompt", class_prompt, len(prompts))
+        return list_texts("class_prompt", class_prompt, len(prompts), without=placeholder)
     if class_noun is None:
         raise ValueError(
             "`class_noun` or `class_prompt` must say the prompt without S*, because `class_guidance_scale` isn't 0, "
             "got None for both."
         )
-    nouns = list_texts("class_noun", class_noun, len(prompts))
+    nouns = list_texts("class_noun", class_noun, len(prompts), without=placeholder)
     return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]
 
 
@@ -296,16 +353,19 @@ def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, An
         3
     """
     subjects = list_per_prompt("subject", subject, num_prompts)
-    for one in subjects:
-        if not all(hasattr(one, name) for name in ("latents", "image_states", "weights")):
-            raise TypeError(f"`subject` must be a SubjectEmbedding or a list of them, got {type(one).__name__}.")
+    for number, one in enumerate(subjects):
+        name = f"subject[{number}]" if isinstance(subject, list) else "subject"
+        if not all(hasattr(one, part) for part in ("latents", "image_states", "weights")):
+            raise TypeError(f"`{name}` must be a SubjectEmbedding, got {type(one).__name__}.")
         widths = (one.latents.shape[1], one.image_states.shape[2])
         wanted = (promptnet_config["in_channels"], promptnet_config["image_embed_dim"])
         if widths != wanted:
             raise ValueError(
-                f"`subject` must have {wanted[0]} latent channels and vision states {wanted[1]} wide, which this "
+                f"`{name}` must have {wanted[0]} latent channels and vision states {wanted[1]} wide, which this "
                 f"PromptNet reads, got {widths[0]} and {widths[1]}: it was encoded by another pipeline."
             )
+        for part in ("latents", "image_states"):
+            check_finite(f"{name}.{part}", getattr(one, part))
     return subjects
 
 
@@ -371,11 +431,19 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
         raise ValueError(
             f"`height` and `width` must be multiples of {unit} and at least {smallest}, got {height} and {width}."
         )
-    for subject in subjects:
+    words = promptnet.num_subject_tokens(height // scale, width // scale)
+    room = components["tokenizer"].model_max_length
+    if words > room - 2:  # begin and end have a place each
+        raise ValueError(
+            f"`height` and `width` must be smaller, because S* has a word for each region of the picture and the text "
+            f"encoder reads {room} tokens, got {height} and {width} with {words} words."
+        )
+    for number, subject in enumerate(subjects):
         encoded_height, encoded_width = (scale * side for side in subject.latents.shape[-2:])
         if (encoded_height, encoded_width) != (height, width):
+            name = f"subject[{number}]" if len(subjects) > 1 else "subject"
             raise ValueError(
-                f"`subject` must be encoded for pictures of {height} x {width}, got one for {encoded_height} x "
+                f"`{name}` must be encoded for pictures of {height} x {width}, got one for {encoded_height} x "
                 f"{encoded_width}."
             )
     return height, width

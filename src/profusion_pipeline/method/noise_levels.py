@@ -36,6 +36,16 @@ class NoiseLevel:
     state_scale: float
 
 
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """A scheduler with the interface of Stable Diffusion's, with or without a fusion stage."""
+    for name in ("set_timesteps", "scale_model_input", "init_noise_sigma", "step"):
+        if not hasattr(scheduler, name):
+            raise ValueError(
+                f"`scheduler` must be one that Stable Diffusion takes, such as DDIMScheduler, got "
+                f"{type(scheduler).__name__}, which has no `{name}`."
+            )
+
+
 def fusion_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[NoiseLevel | None]:
     """The noise level at every loop index of a scheduler whose timesteps are set.
 

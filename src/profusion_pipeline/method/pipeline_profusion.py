@@ -60,10 +60,13 @@ logger = logging.get_logger(__name__)
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
     # Waits for the device once per step. Schedulers that look ᾱ up by the timestep, as DDIM does, wait there anyway.
     if not torch.isfinite(tensor).all():
-        raise RuntimeError(
-            f"Not all of {what} are finite numbers in {tensor.dtype}. Try another dtype: `pipe.to(torch.bfloat16)` has "
-            "the range of float32, `pipe.to(torch.float32)` also its precision."
+        narrow = torch.finfo(tensor.dtype).max < torch.finfo(torch.bfloat16).max
+        advice = (
+            "Its range may be too small: `pipe.to(torch.bfloat16)` has the range of float32."
+            if narrow
+            else "The call was given finite numbers: look at the weights, the scheduler, and what a callback returns."
         )
+        raise RuntimeError(f"Not all of {what} are finite numbers in {tensor.dtype}. {advice}")
 
 
 class ProFusionPipeline(
@@ -157,6 +160,18 @@ class ProFusionPipeline(
     def vae_scale_factor(self) -> int:
         """Pixels per latent cell, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def load_ip_adapter(self, *args, **kwargs) -> None:
+        """There is none: PromptNet has its place, and the call's `image` its argument.
+
+        Args:
+            *args: Not read.
+            **kwargs: Not read.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("This pipeline has no IP-Adapter, PromptNet has its place: give the photo as `image`.")
 
     def clone(self) -> "ProFusionPipeline":
         """Another pipeline around the same models, with a scheduler and a tokenizer of its own: one for each thread.
@@ -306,12 +321,13 @@ class ProFusionPipeline(
         num_inference_steps = call_inputs.check_count("num_inference_steps", num_inference_steps, at_least=1)
         num_images_per_prompt = call_inputs.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
         num_pictures = len(prompts) * num_images_per_prompt
-        eta = call_inputs.check_number("eta", eta)
+        eta = call_inputs.check_number("eta", eta, at_most=1)
         strength = call_inputs.check_strength(strength, num_inference_steps)
         lora_scale = call_inputs.check_lora_scale(cross_attention_kwargs)
         call_inputs.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         call_inputs.check_generator(generator, num_pictures)
         call_inputs.check_components_fit(self.components)
+        call_inputs.check_callback(callback_on_step_end)
         tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
         call_inputs.check_choices("callback_on_step_end_tensor_inputs", tensor_inputs, self._callback_tensor_inputs)
         starts_from_image = strength < 1 and latents is None
@@ -352,18 +368,15 @@ class ProFusionPipeline(
         )  # [P, T], [P]
         null_texts = class_texts = None
         if negative_prompt_embeds is None:
-            null_texts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
+            null_texts = negative_prompt or ""
+            null_texts = call_inputs.list_texts("negative_prompt", null_texts, len(prompts), without=placeholder)
         has_class = class_noun is not None or class_prompt is not None
         if prompt_embeds is None and (guidance.class_guidance_scale > 0 or (may_change and has_class)):
             class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
 
         # 5. Which timesteps, and which of them have a fusion stage
         device = self._execution_device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        begin = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
-        if begin > 0 and hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(begin)
-        timesteps = self.scheduler.timesteps[begin:]
+        timesteps, begin = self._set_timesteps(num_inference_steps, strength)
         plan = self._plan_fusion(guidance, begin)
 
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
@@ -436,6 +449,15 @@ class ProFusionPipeline(
         if states is None:
             return None
         return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
+
+    def _set_timesteps(self, num_inference_steps: int, strength: float) -> tuple[torch.Tensor, int]:
+        """The timesteps of the call, and which of the scheduler's is the first of them."""
+        noise_levels.check_scheduler(self.scheduler)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        begin = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
+        if begin > 0 and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        return self.scheduler.timesteps[begin:], begin
 
     def _plan_fusion(self, guidance: guidance_rows.Guidance, begin: int) -> list[tuple | None]:
         """For each step with a fusion stage its noise level and k, the share of the noise that stays; else None."""

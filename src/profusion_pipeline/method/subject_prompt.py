@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils import logging, scale_lora_layers, unscale_lora_layers
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from . import call_inputs
+
+logger = logging.get_logger(__name__)
 
 # Of the forward that this thread runs: the places of S* [B] and the pseudo words [B, L, D].
 _SUBJECT: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("S* of a forward", default=None)
 _TOKENIZING = threading.Lock()
+STAND_INS = ("s*", "sks", "<s>", "<*>", "[v]", "<new1>", "<concept>", "{}")  # of other methods, where S* is meant
 
 
 def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
@@ -40,10 +45,14 @@ def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
     """
     pieces = prompt.split(placeholder)
     if len(pieces) != 2:
+        meant = [word for word in STAND_INS if len(pieces) == 1 and word in prompt.lower()]
+        hint = f" (write {placeholder!r} in place of {meant[0]!r})" if meant else ""
         raise ValueError(
-            f"The prompt {prompt!r} holds the placeholder {placeholder!r} {len(pieces) - 1} times: it must stand in "
-            "it exactly once, for the subject."
+            f"`prompt` must hold the placeholder {placeholder!r} exactly once{hint}, got it {len(pieces) - 1} times in "
+            f"{call_inputs.shown(prompt)}."
         )
+    if pieces[0].endswith("<") and pieces[1].startswith(">"):
+        raise ValueError(f"`prompt` must hold the placeholder as {placeholder!r}, got '<{placeholder}>'.")
     return pieces[0], pieces[1]
 
 
@@ -55,10 +64,11 @@ def tokenize_subject_prompts(
     num_subject_tokens: int,
     max_length: int | None = None,
     pad: bool = True,
+    name_what_is_cut: bool = True,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """ids = [bos, prefix, L reserved places, suffix, eos, padding]: tokens around the places of S*.
 
-    Every token keeps the position of its place in this sequence. A suffix beyond `max_length` is cut, as usual.
+    Every token keeps the position of its place in this sequence. A suffix beyond `max_length` is cut.
 
     Args:
         tokenizer (`CLIPTokenizer`): The text encoder's tokenizer.
@@ -68,6 +78,7 @@ def tokenize_subject_prompts(
         max_length (`int`, *optional*): T, the longest sequence; the tokenizer's `model_max_length` if not given.
         pad (`bool`, defaults to `True`): Whether to pad to `max_length`. Without padding (as in training, where the
             sequence is "a photo of S*" and nothing after it) all prompts must have the same number of tokens.
+        name_what_is_cut: Whether a warning names the words that don't fit.
 
     Returns:
         `tuple[torch.LongTensor, torch.LongTensor]`: Ids `[P, T]` (the reserved places hold the bos token, which
@@ -94,10 +105,12 @@ def tokenize_subject_prompts(
         room = max_length - len(before) - num_subject_tokens - 1  # places left for the suffix; one is eos's
         if room < 0:
             raise ValueError(
-                f"The placeholder {placeholder!r} stands at token {len(before)} of the prompt {prompt!r} and needs "
-                f"{num_subject_tokens} places, beyond the {max_length} tokens that the text encoder reads: put it "
-                "nearer to the beginning."
+                f"`prompt` must hold the placeholder {placeholder!r} nearer to its beginning: the text encoder reads "
+                f"{max_length} tokens, got it at token {len(before)} with {num_subject_tokens} places in "
+                f"{call_inputs.shown(prompt)}."
             )
+        if name_what_is_cut:
+            _name_cut(tokenizer, after[room:], max_length)
         row = before + [tokenizer.bos_token_id] * num_subject_tokens + after[:room] + [tokenizer.eos_token_id]
         rows.append(row + [tokenizer.pad_token_id] * (max_length - len(row)) if pad else row)
         positions.append(len(before))
@@ -169,10 +182,19 @@ def _put_subject_in(module, args, embeddings: torch.Tensor) -> torch.Tensor:  # 
     return embeddings.scatter(1, index, subject_embeds.to(embeddings))
 
 
+def _name_cut(tokenizer: CLIPTokenizer, ids: list[int], max_length: int) -> None:
+    if ids:
+        logger.warning(
+            "These words were left out of a prompt, because the text encoder reads %d tokens: %r",
+            max_length,
+            tokenizer.decode(ids),
+        )
+
+
 def _token_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
     """Without padding and truncation, which a tokenizer keeps as its state, where another thread would find them."""
     with _TOKENIZING:
-        return tokenizer(text, add_special_tokens=False).input_ids
+        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def encode_texts(
@@ -199,8 +221,10 @@ def encode_texts(
         >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
     """
     length = tokenizer.model_max_length
-    rows = [_token_ids(tokenizer, text)[: length - 2] for text in texts]
-    rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
+    rows = [_token_ids(tokenizer, text) for text in texts]
+    for row in rows:
+        _name_cut(tokenizer, row[length - 2 :], length)
+    rows = [[tokenizer.bos_token_id, *row[: length - 2], tokenizer.eos_token_id] for row in rows]
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows], device=device)
     return text_encoder(ids).last_hidden_state  # [P, T, D]
 

@@ -99,4 +99,5 @@ class SamplePrompts:
             placeholder=self.placeholder,
             num_subject_tokens=self.num_subject_tokens,
             pad=self.pad,
+            name_what_is_cut=False,  # at every step anew
         )

@@ -1,0 +1,85 @@
+"""Whatever a call is given, it draws finite pictures, the same again, or says before any work what is wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calls import PROMPT, build, count_work, latents_of, picture, seeded
+
+SCALES = (
+    "guidance_scale",
+    "class_guidance_scale",
+    "fusion_guidance_scale",
+    "fusion_subject_scale",
+    "fusion_eta",
+    "fusion_start",
+    "fusion_end",
+    "eta",
+    "strength",
+)
+COUNTS = ("num_fusion_steps", "num_images_per_prompt", "num_inference_steps")
+ODD = st.sampled_from([None, True, "7", [], [3.0], {}, 1j, math.nan, math.inf, -1.0, 10**400, b"1", object()])
+NUMBERS = st.one_of(
+    st.sampled_from([0, 0.0, 1, 1.0, 0.5, 7.5, 1e-12]),
+    st.floats(0, 20),
+    st.floats(0, 20).map(np.float64),
+    st.floats(0, 20, width=32).map(np.float32),
+)
+WHOLE = st.one_of(st.integers(0, 2), st.integers(1, 2).map(np.int64), st.just(2.0))
+TEXTS = st.one_of(
+    st.text(max_size=30),
+    st.text(max_size=10).map(lambda text: f"S* {text}"),
+    st.lists(st.sampled_from([PROMPT, "S*", "a dog", 3]), max_size=2),
+)
+TENSORS = st.sampled_from([torch.zeros(1, 4, 8, 8), torch.full((1, 4, 8, 8), math.nan), torch.zeros(2, 4, 8, 8), [0]])
+ARGUMENTS = {
+    **{name: NUMBERS | ODD for name in SCALES},
+    **{name: WHOLE | ODD for name in COUNTS},
+    "prompt": TEXTS,
+    "class_noun": TEXTS,
+    "class_prompt": TEXTS,
+    "negative_prompt": TEXTS,
+    "image": st.sampled_from([None, picture(), [picture(), picture(1)], "nowhere.png", 3, []]),
+    "image_weights": st.sampled_from([None, [1.0], [0.0], [1.0, np.float64(2)], "a", [math.nan]]),
+    "height": st.sampled_from([None, 16, np.int64(32), 20, 10**6, -16, 16.0]),
+    "latents": TENSORS,
+    "generator": st.sampled_from([None, [], [1], "0"]),
+    "output_type": st.sampled_from(["pt", "latent", "jpg", None]),
+    "concept": st.sampled_from(["ada", ["ada", "bob"], 3]),
+    "base_guidance": st.booleans(),
+    "cross_attention_kwargs": st.sampled_from([{}, {"scale": 0.5}, {"scale": "1"}, {"scale": math.nan}, 3]),
+    "callback_on_step_end_tensor_inputs": st.sampled_from([["latents"], ["noise"], "latents", 3]),
+}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return build()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(st.sampled_from(sorted(ARGUMENTS)), st.none(), max_size=4).flatmap(
+        lambda names: st.fixed_dictionaries({name: ARGUMENTS[name] for name in names})
+    )
+)
+def test_it_draws_or_names_the_argument_before_any_work(pipe, arguments):
+    counts = count_work(pipe)
+    given_arguments = dict(prompt=PROMPT, image=picture(), num_inference_steps=2) | arguments
+
+    def draw():
+        return latents_of(pipe, **dict(generator=seeded()) | given_arguments)
+
+    try:
+        found = draw()
+    except (ValueError, TypeError) as error:
+        assert not any(counts.values())
+        assert any(f"`{name}" in str(error) for name in ARGUMENTS) and len(str(error)) < 500
+    else:
+        assert torch.isfinite(found).all()
+        if "generator" not in arguments:
+            assert torch.equal(found, draw())
