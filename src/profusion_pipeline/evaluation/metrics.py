@@ -161,6 +161,28 @@ def paired_difference(
     return Difference(mean, *_ends(means, level), share)
 
 
+def bootstrap_means(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Means over subjects that are drawn with replacement: what a function of means is then uncertain by.
+
+    Args:
+        values: Of each subject, equally sure for all. [S, ...]
+        draws: How many times as many subjects as there are are drawn; the same ones for equal S and seed.
+        seed: Of these draws.
+
+    Returns:
+        One mean for each draw. [draws, ...]
+
+    Example:
+        >>> bootstrap_means(np.ones((3, 2))).shape
+        (2000, 2)
+    """
+    return values[_chosen(len(values), draws, seed)].mean(axis=1)  # [draws, S, ...] -> [draws, ...]
+
+
+def _chosen(num_subjects: int, draws: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(num_subjects, size=(draws, num_subjects))
+
+
 def _bootstrap(values: np.ndarray, subjects: np.ndarray, draws: int, seed: int) -> tuple[float, np.ndarray]:
     """The mean, and the means of `draws` samples of the subjects. [draws]"""
     if len(values) != len(subjects):
@@ -171,7 +193,7 @@ def _bootstrap(values: np.ndarray, subjects: np.ndarray, draws: int, seed: int) 
     _, owner = np.unique(subjects[known], return_inverse=True)
     totals = np.bincount(owner, weights=values[known])  # [S]
     counts = np.bincount(owner)  # [S]
-    chosen = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))  # [draws, S]
+    chosen = _chosen(len(totals), draws, seed)  # [draws, S]
     means = totals[chosen].sum(axis=1) / counts[chosen].sum(axis=1)  # [draws]
     return float(totals.sum() / counts.sum()), means
 
