@@ -1,45 +1,87 @@
-"""Train the demo model's PromptNet: the library's own trainer, on pictures alone, one of each person."""
+"""Train the demo model's PromptNet with the library's own trainer.
+
+On pictures alone, one of each person; with `--captions`, each picture has a text that says all but who it is, and its
+reference is the picture itself or another portrait of the person. `--model` goes on from a PromptNet that is there:
+
+    python examples/avatars/train_promptnet.py --captions --model src/profusion_pipeline/demo/model \
+        --work outputs/captions --count 2000 --steps 1200 --batch-size 16 --rate 3e-4 --precision no
+"""
 
 import argparse
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from loop import processes
-from pictures import pictures
+from pictures import FIRST_SEED, pictures, portraits
 from PIL import Image
 from tqdm import tqdm
+from world import Portrait, Renderer, caption, sample_portrait
 
 from profusion_pipeline import TrainingConfig
 from profusion_pipeline.training.trainer import train_promptnet
 
+OTHERS = 5_000_000  # the seeds of passport photos begin here
+CAPTION_DROPOUT = 0.1
 
-def write_pictures(folder: Path, images) -> None:
-    """An image folder as `profusion train` reads it; it appears whole or not at all."""
+
+def write_pictures(folder: Path, images: Iterable[np.ndarray], rows: Sequence[dict] = ()) -> None:
+    """An image folder as `profusion train` reads it, with its metadata; it appears whole or not at all."""
     temporary = folder.with_name(folder.name + ".tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(tqdm(images, desc="writing pictures")):
         Image.fromarray(image).save(temporary / f"{index:06d}.png", compress_level=1)
+    if rows:
+        (temporary / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     temporary.rename(folder)
+
+
+def passport_photo(person: Portrait, seed: int) -> Portrait:
+    """The same person in other clothes, elsewhere: no hat, no glasses, no style, as reference photos are."""
+    other = sample_portrait(FIRST_SEED["train"] + OTHERS + seed, "train").control
+    return Portrait(person.identity, replace(other, hat="none", glasses="none", style="none"))
+
+
+def write_captioned_pictures(folder: Path, count: int) -> None:
+    """The same folder with captions; the reference of a picture is itself or a passport photo, half and half."""
+    render, people, rows = Renderer(), portraits("train", count), []
+    for index, person in enumerate(people):
+        target, other = f"{2 * index:06d}.png", f"{2 * index + 1:06d}.png"
+        text = caption(person, random.Random(index), subject="S*")
+        rows.append({"file_name": target, "ref_img": [target, other], "text": text})
+    pairs = (one for index, person in enumerate(people) for one in (person, passport_photo(person, index)))
+    write_pictures(folder, (render(one) for one in pairs), rows)
 
 
 def main(
     work: Path,
+    model: Path | None = None,
+    captions: bool = False,
     count: int = 40_000,
     steps: int = 9000,
     batch_size: int = 32,
     rate: float = 8e-4,
     workers: int = 0,
+    precision: str = "bf16",
 ) -> Path:
-    """Train on `work/{vae, text_encoder, tokenizer, unet, scheduler, image_encoder, feature_extractor}`."""
-    folder = work / f"portraits_{count}"
-    images = pictures("train", count, work / "data")
+    """Train on the model's (without one, work's) vae, text_encoder, tokenizer, unet, scheduler and vision tower."""
+    folder = work / f"{'captioned' if captions else 'portraits'}_{count}"
+    images = None if captions else pictures("train", count, work / "data")
     with processes().main_process_first():
-        if not folder.exists():
+        if not folder.exists() and captions:
+            write_captioned_pictures(folder, count)
+        elif not folder.exists():
             write_pictures(folder, images)
     config = TrainingConfig(
-        model=str(work),
+        model=str(model or work),
         data=str(folder),
         output=str(work / "promptnet_training"),
         prompt="a portrait of S*",
+        reference="other" if captions else "same",
+        caption_dropout=CAPTION_DROPOUT if captions else 0.0,
         region_proj_channel=64,
         max_steps=steps,
         batch_size=batch_size,
@@ -48,7 +90,7 @@ def main(
         warmup_steps=min(100, steps // 10),
         adam_beta2=0.99,
         ema_decay=0.999,
-        mixed_precision="bf16",
+        mixed_precision=precision,
         num_workers=workers,
         checkpoint_every=300,
         resume=True,
@@ -57,11 +99,14 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
+    parser.add_argument("--model", type=Path, help="a ProFusion folder whose PromptNet is trained on")
+    parser.add_argument("--captions", action="store_true", help="learn under captions of all but the person")
     parser.add_argument("--steps", type=int, default=9000, help="optimizer steps")
     parser.add_argument("--count", type=int, default=40_000, help="pictures, one of each person")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead")
+    parser.add_argument("--precision", default="bf16", choices=("no", "bf16"), help="no where the CPU lacks bf16")
     main(**vars(parser.parse_args()))

@@ -8,10 +8,14 @@ import torch
 from attributes import HIDDEN, VALUES, AttributeReader, Reading, accuracy, labels
 from loop import Schedule, draw_generator, fit
 from pictures import pictures, portraits, to_pixels, to_tensor
+from PIL import Image
 from torch import nn
 from train_autoencoder import Reconstruction, fold_normalisation, new_autoencoder, psnr
+from train_promptnet import passport_photo, write_captioned_pictures
 from train_unet import Denoising, encode_pictures, new_unet
-from world import sample_portrait
+from world import Renderer, sample_portrait
+
+from profusion_pipeline.training.data import read_picture_folder
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -68,8 +72,6 @@ def test_the_learning_rate_warms_up_stays_and_falls():
 
 def test_pictures_are_kept_and_are_those_of_the_portraits(tmp_path):
     stored = pictures("test", 3, tmp_path)
-    from world import Renderer
-
     render = Renderer()
     assert all(np.array_equal(stored[row], render(one)) for row, one in enumerate(portraits("test", 3)))
     assert np.array_equal(to_pixels(to_tensor(stored)), stored)
@@ -146,3 +148,21 @@ def test_the_captions_of_training_leave_out_more_or_less():
     objective.people = portraits("train", 1)
     texts = {objective.caption(0, random.Random(seed)) for seed in range(200)}
     assert "" in texts and len(texts) > 50
+
+
+def test_captioned_pictures_say_all_but_the_person(tmp_path):
+    write_captioned_pictures(tmp_path / "captioned", 6)
+    folder = read_picture_folder(tmp_path / "captioned", reference="other", placeholder="S*")
+    people, render = portraits("train", 6), Renderer()
+    assert len(folder.files) == 12 and len(folder.targets) == 6
+    for person, target, references, text in zip(
+        people, folder.targets, folder.references, folder.captions, strict=True
+    ):
+        with Image.open(folder.files[target]) as image:
+            assert np.array_equal(image, render(person))
+        assert target in references and len(references) == 2
+        assert not any(f"{value} {part}" in text for value, part in ((person.identity.skin, "skin"), ("", " hair")))
+        assert f"{person.control.clothes_colour} {person.control.clothes}" in text
+    other = passport_photo(people[0], 0)
+    assert other.identity == people[0].identity and other.control != people[0].control
+    assert (other.control.hat, other.control.glasses, other.control.style) == ("none",) * 3
