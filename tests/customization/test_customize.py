@@ -175,7 +175,7 @@ def test_a_mask_without_use(pipe):
 
 def test_a_prompt_without_placeholder(pipe):
     before = everything(pipe)
-    with pytest.raises(ValueError, match="The prompt 'a photo' holds the placeholder 'S\\*' 0 times"):
+    with pytest.raises(ValueError, match="exactly once, got it 0 times in 'a photo'"):
         pipe.customize(photo(), prompt="a photo")
     assert_same(before, everything(pipe))
 
@@ -191,7 +191,7 @@ def test_a_caption_is_learnt_with_and_remembered(pipe, mode):
 
 
 def test_a_caption_with_a_second_placeholder(pipe):
-    with pytest.raises(ValueError, match="The prompt 'a photo of S\\*, by S\\*' holds the placeholder 'S\\*' 2 times"):
+    with pytest.raises(ValueError, match="exactly once, got it 2 times in"):
         pipe.customize(photo(), prompt="a photo of S*", caption="by S*")
 
 

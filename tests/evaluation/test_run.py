@@ -215,7 +215,7 @@ def test_a_description_holds_weights_by_their_hash_and_not_their_place(tmp_path)
         (dict(worker=2, workers=2), "`worker` must be 0 to 1 with 2 workers, got 2"),
         (dict(subjects=[]), "`subjects` must hold one at least, got none"),
         (dict(subjects=make_subjects(1) * 2), "must have names of their own, got several of 'person-0'"),
-        (dict(learning_prompt="a photo"), r"The prompt 'a photo' holds the placeholder 'S\*' 0 times"),
+        (dict(learning_prompt="a photo"), r"exactly once, got it 0 times in 'a photo'"),
     ],
 )
 def test_bad_input(pipe, tmp_path, settings, sentence):

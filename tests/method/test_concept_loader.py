@@ -436,13 +436,13 @@ def test_a_full_concept_under_offloading(pipe, learnt, kind):
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
 def test_a_scale_out_of_range(pipe, scale):
-    with pytest.raises(ValueError, match="`scale` must be a finite number of at least 0, not"):
+    with pytest.raises(ValueError, match="`scale` must be a finite number of at least 0, got"):
         pipe.set_concept_scale(scale)
 
 
 @pytest.mark.parametrize("scale", ["1", None, True])
 def test_a_scale_that_is_no_number(pipe, scale):
-    with pytest.raises(TypeError, match="`scale` must be a number, not"):
+    with pytest.raises(TypeError, match="`scale` must be a number, got"):
         pipe.set_concept_scale(scale)
 
 

@@ -130,7 +130,7 @@ def test_prompt_without_placeholder_differs_on_purpose(golden, converted, case):
     compare_prompt_encoding(
         golden, converted, case, plain_rows(converted, case) | {"prompt": encode_plain(converted, prompt)}
     )
-    with pytest.raises(ValueError, match="holds the placeholder 'holder' 0 times"):
+    with pytest.raises(ValueError, match="must hold the placeholder 'holder' exactly once, got it 0 times"):
         find_placeholder(prompt, PLACEHOLDER)
 
 
@@ -176,7 +176,7 @@ def test_placeholder_inside_a_word_differs_on_purpose(golden, converted, inputs)
 def test_placeholder_beyond_the_last_token_differs_on_purpose(golden, converted, inputs):
     """Theirs puts S* in the place of whatever word is number 75; ours says that the prompt is too long."""
     facts = RECORDED["g2"]["long_s0.6"]
-    with pytest.raises(ValueError, match="beyond the 77 tokens"):
+    with pytest.raises(ValueError, match="reads 77 tokens, got it at token"):
         encode_subject(converted, facts["prompt"], inputs["pseudo1"], facts["scale"])
     compare_prompt_encoding(golden, converted, "long_s0.6", plain_rows(converted, "long_s0.6"))
 
@@ -184,7 +184,7 @@ def test_placeholder_beyond_the_last_token_differs_on_purpose(golden, converted,
 @pytest.mark.parametrize("prompt", ["holder and holder", "a holder and the holder", "holder holder"])
 def test_two_placeholders_differ_on_purpose(prompt):
     """Theirs fails inside the tokenizer, or (the last one) silently forgets the subject; ours says what is wrong."""
-    with pytest.raises(ValueError, match="holds the placeholder 'holder' 2 times"):
+    with pytest.raises(ValueError, match="must hold the placeholder 'holder' exactly once, got it 2 times"):
         find_placeholder(prompt, PLACEHOLDER)
 
 

@@ -67,7 +67,7 @@ def test_refusals(folders, tmp_path):
         export_pipeline(folders["stable_diffusion"], tmp_path / "other")
     narrow = PromptNet.from_unet(make_components()["unet"], image_embed_dim=16, region_proj_channel=8)
     narrow.save_pretrained(tmp_path / "narrow")
-    with pytest.raises(ValueError, match="`promptnet` doesn't fit `image_encoder`"):
+    with pytest.raises(ValueError, match="`promptnet` must fit `image_encoder`"):
         export_pipeline(folders["pipeline"], tmp_path / "other", promptnet=str(tmp_path / "narrow"))
     assert not (tmp_path / "other").exists()
 

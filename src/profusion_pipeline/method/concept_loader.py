@@ -6,12 +6,10 @@ rows of ∅ and C can be left to the untouched base. In full mode the changed we
 call runs.
 """
 
-import math
 import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,16 +163,13 @@ class ConceptLoaderMixin:
         Example:
             >>> pipe.set_concept_scale(0.8)  # doctest: +SKIP
         """
-        if not isinstance(scale, Real) or isinstance(scale, bool):
-            raise TypeError(f"`scale` must be a number, not {scale!r}.")
-        if not math.isfinite(scale) or scale < 0:
-            raise ValueError(f"`scale` must be a finite number of at least 0, not {scale!r}.")
+        scale = call_inputs.check_number("scale", scale)
         for one in self._named("name", name):
             loaded = self.concepts[one]
             for layer in [*self.unet.modules(), *self.promptnet.modules()]:
                 if loaded.adapter in getattr(layer, "lora_A", ()):
                     layer.set_scale(loaded.adapter, scale)
-            self.concepts[one] = loaded._replace(scale=float(scale))
+            self.concepts[one] = loaded._replace(scale=scale)
 
     def unload_concept(self, name: str | None = None) -> None:
         """Forget a concept; without any, the pipeline is the one of before, bit for bit.
