@@ -34,6 +34,14 @@ def expect(pipe, settings: dict, which: str = "first") -> None:
     torch.testing.assert_close(latents(pipe), wanted, rtol=0, atol=0)
 
 
+def expect_as_recorded(pipe, settings: dict) -> None:
+    """What the version that wrote the old repository drew with it, on another machine."""
+    from safetensors.torch import load_file
+
+    recorded = load_file(settings["old_latents"])["latents"]
+    torch.testing.assert_close(latents(pipe), recorded, rtol=1e-3, atol=1e-3)
+
+
 def refused(call, *words: str, case: str = "it") -> str:
     """What `call` says when it refuses."""
     try:
@@ -181,7 +189,7 @@ def bare_two_versions(settings):
     copy = Path(settings["work"], "second_copy")
     pipes["second"].save_pretrained(copy)
     code = [path.relative_to(copy) for path in copy.rglob("*.py")]
-    assert len(code) > 10
+    assert len(code) == 3
     assert all((copy / path).read_bytes() == Path(settings["second"], path).read_bytes() for path in code)
 
 
@@ -206,6 +214,25 @@ def bare_from_pipe_shares_components_both_ways(settings):
     pipe = type(whole).from_pipe(sd, **parts)
     assert all(pipe.components[name] is sd.components[name] for name in ("unet", "vae", "text_encoder", "tokenizer"))
     expect(pipe, settings)
+
+
+def bare_old_repository(settings):
+    from diffusers import DiffusionPipeline
+
+    for source in (settings["old"], "me/old"):
+        expect_as_recorded(DiffusionPipeline.from_pretrained(source, trust_remote_code=True), settings)
+
+
+def bare_a_load_makes_few_requests(settings):
+    """At most 60 with an empty cache and 6 with a full one: most are two for each file of the components."""
+    from diffusers import DiffusionPipeline
+
+    cache = Path(settings["work"], "counted")
+    for at_most in (60, 6):
+        ask(settings, "GET", "/-/log")
+        DiffusionPipeline.from_pretrained("me/first", cache_dir=cache, trust_remote_code=True)
+        asked = json.loads(ask(settings, "GET", "/-/log"))
+        assert 0 < len(asked) <= at_most, (len(asked), asked)
 
 
 # ------------------------------------------------------------------------------------------ our package is there
@@ -357,6 +384,58 @@ def ours_pushing_keeps_the_card_and_takes_old_files_away(settings):
     ours = {path.relative_to(local).as_posix() for path in local.rglob("*")}
     assert set(names) - ours == {".gitattributes"}
     expect(ProFusionPipeline.from_pretrained("me/kept"), settings)
+
+
+OWN_FILES = {"my_notes.py", "helpers.py", "notes/profusion_mine.py"}
+
+
+def write_own_files(folder: Path) -> None:
+    for path in OWN_FILES:
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text("print('mine')\n")
+
+
+def assert_code_is_new(names: set[str], settings: dict) -> None:
+    """Only files of a new save's code are left, and the user's own."""
+    first = {path.relative_to(settings["first"]).as_posix() for path in Path(settings["first"]).rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == first | OWN_FILES
+
+
+def ours_old_repository(settings):
+    from profusion_pipeline import ProFusionPipeline
+
+    for source in (settings["old"], "me/old"):
+        expect_as_recorded(ProFusionPipeline.from_pretrained(source), settings)
+
+
+def ours_saving_over_an_old_repository(settings):
+    from diffusers import DiffusionPipeline
+
+    from profusion_pipeline import ProFusionPipeline
+
+    folder = Path(shutil.copytree(settings["old"], Path(settings["work"], "saved_over")))
+    write_own_files(folder)
+    for _ in range(2):
+        ProFusionPipeline.from_pretrained(folder).save_pretrained(folder)
+        assert_code_is_new({path.relative_to(folder).as_posix() for path in folder.rglob("*")}, settings)
+        expect_as_recorded(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), settings)
+
+
+def ours_pushing_over_an_old_repository(settings):
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import HfApi
+
+    from profusion_pipeline import ProFusionPipeline
+
+    hub = HfApi()
+    folder = Path(shutil.copytree(settings["old"], Path(settings["work"], "pushed_over")))
+    write_own_files(folder)
+    hub.create_repo("me/pushed_over", exist_ok=True)
+    hub.upload_folder(repo_id="me/pushed_over", folder_path=folder)
+    for _ in range(2):
+        ProFusionPipeline.from_pretrained("me/pushed_over").push_to_hub("me/pushed_over")
+        assert_code_is_new(set(hub.list_repo_files("me/pushed_over")), settings)
+        expect_as_recorded(DiffusionPipeline.from_pretrained("me/pushed_over", trust_remote_code=True), settings)
 
 
 def ours_saving_with_push_to_hub(settings):

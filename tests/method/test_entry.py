@@ -20,10 +20,10 @@ SOURCE = Path(entry.__file__).parent
 
 def write_version(folder: Path, old: str = "", new: str = "") -> Path:
     """The code of a repository in which one word is another, in the names of files too."""
-    folder.mkdir()
     for path, content in method_files(SOURCE).items():
-        if "/" not in path:
-            (folder / path.replace(old, new)).write_bytes(content.replace(old.encode(), new.encode()))
+        file = folder / path.replace(old, new)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.replace(old.encode(), new.encode()))
     return folder
 
 
@@ -48,8 +48,27 @@ def home(pipeline_class: type) -> Path:
     return Path(sys.modules[pipeline_class.__module__].__file__).parent
 
 
-def test_it_names_every_file_of_the_method():
-    assert set(get_relative_imports(SOURCE / "entry.py")) == SHIPPED.keys() - {"entry"}
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The code of a repository, by the names that the files have in the package."""
+    (joined,) = folder.glob("profusion_*.py")
+    return {
+        "entry.py": (folder / "pipeline.py").read_bytes(),
+        "modeling_promptnet.py": (folder / "promptnet" / "modeling_promptnet.py").read_bytes(),
+    } | entry.take_apart(joined.read_bytes())
+
+
+def test_it_names_the_files_of_a_repository():
+    names = get_relative_imports(SOURCE / "entry.py")
+    assert {f"{name.replace('.', '/')}.py" for name in names} == method_files(SOURCE).keys() - {"pipeline.py"}
+
+
+def test_a_file_is_taken_apart_at_the_names_only():
+    code = b"# A comment\n# ==== one.py ====\n# ==== not a name ====\n\n# ==== two.py ====\r\n x # ==== three.py ====\n"
+    assert entry.take_apart(code) == {
+        "one.py": b"# ==== not a name ====\n\n",
+        "two.py": b" x # ==== three.py ====\n",
+    }
+    assert entry.take_apart((SOURCE / "modeling_promptnet.py").read_bytes()) == {}
 
 
 def test_the_code_lies_in_a_package_of_its_own_byte_for_byte(tmp_path, cache):
@@ -66,7 +85,7 @@ def test_equal_code_is_one_class(tmp_path, cache):
     assert load(one) is load(two)
 
 
-WORDS = [("", ""), ("noise_levels", "noise_lavels"), ("renew_noise", "ronew_noise"), ("S*", "U*")]
+WORDS = [("", ""), ("profusion_method", "profusion_mathod"), ("renew_noise", "ronew_noise"), ("S*", "U*")]
 
 
 def test_other_code_of_the_same_size_in_the_same_second(tmp_path, cache, monkeypatch):
@@ -92,9 +111,7 @@ def test_other_code_of_the_same_size_in_the_same_second(tmp_path, cache, monkeyp
             assert place == home(load(folder))
     for folder, place in homes.items():
         assert len(list(place.glob("*.py"))) == len(SHIPPED)
-        for path in place.glob("*.py"):
-            name = "pipeline.py" if path.name == "entry.py" else path.name
-            assert path.read_bytes() == (folder / name).read_bytes()
+        assert {path.name: path.read_bytes() for path in place.glob("*.py")} == files_of(folder)
     assert len(set(homes.values())) == len(WORDS)
     assert (cache / "diffusers_modules" / "local" / "__pycache__").is_dir()
 
@@ -103,7 +120,7 @@ def test_a_file_that_is_changed_by_hand(tmp_path, cache):
     """Whoever tries something in a repository's file gets what they wrote, in the same process too."""
     folder = write_version(tmp_path / "mine")
     before = load(folder)
-    path = folder / "pipeline_profusion.py"
+    path = folder / "profusion_method.py"
     path.write_text(path.read_text().replace("num_inference_steps: int = 50", "num_inference_steps: int = 20"))
     for pipeline_class, steps in ((before, 50), (load(folder), 20)):
         assert inspect.signature(pipeline_class.__call__).parameters["num_inference_steps"].default == steps

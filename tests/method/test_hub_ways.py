@@ -23,7 +23,8 @@ from test_architecture import SHIPPED
 from tiny import make_components
 
 TESTS = Path(__file__).parents[1]
-SOURCE = TESTS.parent / "src" / "profusion_pipeline"
+SOURCE = TESTS.parent / "src" / "profusion_pipeline" / "method"
+OLD = TESTS / "repositories" / "2026_11"  # saved when all code lay at the top, with what was drawn beside it
 # In a second version every kind of file is another one: a sibling, PromptNet, and the pipeline's own functions.
 CHANGES = {
     "fusion_sampling.py": ("renewed_noise - predicted_noise", "predicted_noise - renewed_noise"),
@@ -64,7 +65,7 @@ def publish(hub: Hub, folder: Path) -> None:
 def settings(tmp_path_factory):
     """Folders and a Hub with repositories, and what each must give."""
     work = tmp_path_factory.mktemp("hub")
-    names = ("first", "second", "stable_diffusion", "moved", "trapped", "trapped_more", "trapped_unet")
+    names = ("first", "second", "old", "stable_diffusion", "moved", "trapped", "trapped_more", "trapped_unet")
     folders = {name: work / "repositories" / name for name in names}
     marker = work / "the_trap_was_sprung"
 
@@ -86,6 +87,7 @@ def settings(tmp_path_factory):
     expected["second"] = hub_checks.latents(second)
     assert not torch.allclose(expected["first"], expected["second"])
 
+    shutil.copytree(OLD, folders["old"])
     ProFusionPipeline(**make_components(), placeholder="moved").save_pretrained(folders["moved"])
     for name in ("trapped", "trapped_more", "trapped_unet"):
         shutil.copytree(folders["first"], folders[name])
@@ -107,6 +109,7 @@ def settings(tmp_path_factory):
         moved.refs["v1"] = moved.commit(hub.repositories["me/first"].commits[hub.repositories["me/first"].refs["main"]])
         moved.refs["main"] = last
         answer = dict(hub=hub.url, work=str(work / "work"), marker=str(marker), latents={})
+        answer["old_latents"] = str(OLD.with_suffix(".safetensors"))
         for name, tensor in expected.items():
             answer["latents"][name] = str(work / f"{name}.pt")
             torch.save(tensor, answer["latents"][name])

@@ -15,10 +15,12 @@ from transformers import CLIPTokenizer
 
 from profusion_pipeline import ProFusionPipeline
 from profusion_pipeline.method import repository
+from profusion_pipeline.method.entry import take_apart
 from test_architecture import CORE, SHIPPED
 from tiny import make_components, make_tokenizer
 
 SOURCE = Path(repository.__file__).parent
+OLD = Path(__file__).parents[1] / "repositories" / "2026_11"
 MODELS = ("unet", "vae", "text_encoder", "image_encoder", "promptnet")
 
 
@@ -43,20 +45,20 @@ def assert_same_weights(pipe, other) -> None:
 # ------------------------------------------------------------------------------------------------ the code
 
 
-def test_every_file_of_the_method_is_there_byte_for_byte(saved):
-    in_repository = {name: saved / f"{name}.py" for name in SHIPPED} | {"entry": saved / "pipeline.py"}
-    assert {path for path in saved.glob("*.py")} == set(in_repository.values())
-    for name, path in in_repository.items():
-        assert path.read_bytes() == (SOURCE / f"{name}.py").read_bytes(), name
-    (promptnet,) = saved.glob("*/*.py")
-    assert promptnet == saved / "promptnet" / "modeling_promptnet.py"
-    assert promptnet.read_bytes() == (SOURCE / "modeling_promptnet.py").read_bytes()
+def test_every_file_of_the_method_is_there_once_byte_for_byte(saved):
+    code = {path.relative_to(saved).as_posix(): path.read_bytes() for path in saved.rglob("*.py")}
+    files = {"entry.py": code.pop("pipeline.py"), "modeling_promptnet.py": code.pop("promptnet/modeling_promptnet.py")}
+    files |= take_apart(code.pop("profusion_method.py"))
+    assert not code
+    assert files == {f"{name}.py": (SOURCE / f"{name}.py").read_bytes() for name in SHIPPED}
 
 
 def test_diffusers_finds_all_files_from_the_entry(saved):
     """From a folder it copies what the entry names and nothing deeper."""
-    named = {saved / f"{module}.py" for module in get_relative_imports(saved / "pipeline.py")}
-    assert named == set(saved.glob("*.py")) - {saved / "pipeline.py"}
+    names = get_relative_imports(saved / "pipeline.py")
+    named = {saved / f"{name.replace('.', '/')}.py" for name in names}
+    assert named == set(saved.rglob("*.py")) - {saved / "pipeline.py"}
+    assert get_relative_imports(saved / "profusion_method.py") == []
 
 
 def test_diffusers_looks_for_no_package_that_is_not_needed(saved):
@@ -102,7 +104,7 @@ def test_nothing_of_this_machine_is_written(saved, tmp_path):
     parts = {name: pipe.components[name] for name in ("promptnet", "image_encoder", "feature_extractor")}
     ProFusionPipeline.from_pipe(sd, **parts).save_pretrained(tmp_path / "again")
     files = [path for path in (tmp_path / "again").rglob("*") if path.suffix in (".json", ".md", ".txt", ".py")]
-    assert len(files) > 20
+    assert {path.suffix for path in files} == {".json", ".md", ".txt", ".py"}
     for path in files:
         assert str(saved) not in path.read_text("utf-8"), path
     assert [name for name in read_index(tmp_path / "again") if name[0] == "_"] == ["_class_name", "_diffusers_version"]
@@ -142,6 +144,7 @@ def test_saving_over_an_older_save(tmp_path):
     ProFusionPipeline(**make_components(seed=1)).save_pretrained(target, max_shard_size="50KB")
     assert list(target.glob("unet/*-00002-of-*.safetensors")) and (target / "notes.txt").write_text("mine")
     ProFusionPipeline(**make_components(seed=2)).save_pretrained(target, variant="fp16", max_shard_size="50KB")
+    shutil.copy(OLD / "pipeline.py", target)
     (target / "profusion_of_old.py").touch()
     pipe = ProFusionPipeline(**make_components(seed=3))
     pipe.save_pretrained(target)
@@ -209,7 +212,7 @@ def test_what_is_superseded(variant):
         f"unet/diffusion_pytorch_model{mark}-00001-of-00002.safetensors",
         f"unet/diffusion_pytorch_model.safetensors.index{mark}.json",
         f"unet/diffusion_pytorch_model{mark}.bin",
-        "profusion_of_old.py",
+        "noise_levels.py",
     ]
     stays = [
         f"unet/diffusion_pytorch_model{mark}.safetensors",
@@ -217,11 +220,51 @@ def test_what_is_superseded(variant):
         "unet/diffusion_pytorch_model.safetensors.index.ema.json",
         f"vae/diffusion_pytorch_model{mark}.bin",
         "unet/config.json",
-        "profusion_notes/mine.py",
+        "profusion_mine.py",
         "my_pipeline.py",
         "README.md",
     ]
-    assert repository.superseded_files([*goes, *stays], stays[:1], variant) == sorted(goes)
+    assert repository.superseded_files([*goes, *stays], stays[:1], variant, old_code=goes[-1:]) == sorted(goes)
+
+
+FLAT = (
+    "fusion_sampling.py, noise_levels.py, modeling_promptnet.py, pipeline_profusion.py, reference_images.py, "
+    "subject_embedding.py, subject_prompt.py"
+).split(", ")
+OWN = ["my_notes.py", "helpers.py", "notes/profusion_mine.py"]
+
+
+@pytest.mark.parametrize(
+    "entry, there, code",
+    [
+        pytest.param(OLD / "pipeline.py", [*FLAT, "profusion_rows.py"], [*FLAT, "profusion_rows.py"], id="old"),
+        pytest.param(OLD / "pipeline.py", ["profusion_of_august.py"], ["profusion_of_august.py"], id="older"),
+        pytest.param(SOURCE / "entry.py", ["profusion_mine.py", *FLAT], [], id="new"),
+    ],
+)
+def test_code_of_an_older_save(entry, there, code):
+    assert repository.code_of_older_save(entry.read_text("utf-8"), there + OWN) == set(code)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "this is not Python",
+        "\0",
+        "from .helpers import *\nfrom .pipeline_profusion import *",
+        '"""My own.\n\n    from .helpers import *\n"""',
+        '"""My own.\n\n    from .pipeline_profusion import ProFusionPipeline\n"""',
+    ],
+)
+def test_no_code_is_ours_where_somebody_else_wrote_the_entry(entry):
+    there = [*FLAT, *OWN, "profusion_mine.py"]
+    assert repository.code_of_older_save(entry, there) == set()
+
+
+def test_what_a_user_added_to_the_entry_stays():
+    entry = (OLD / "pipeline.py").read_text("utf-8") + "\nfrom .helpers import *\n"
+    assert repository.code_of_older_save(entry, ["helpers.py", "noise_levels.py"]) == {"noise_levels.py"}
 
 
 def test_a_file_is_no_folder(pipe, tmp_path):

@@ -1,51 +1,48 @@
-"""What diffusers runs first of a repository, where this file is named `pipeline.py`: it runs the rest of the code.
+"""The first file of a repository that diffusers runs, there named `pipeline.py`: it runs the rest of the code.
 
-diffusers copies the code of all local repositories to one place, and runs it under module names made from file names
-alone. There a second repository would run files of the first, and put its functions in place of the first one's. So the
-code moves on, into a package whose name is a hash of what is in it: equal code is one package, other code is another,
-and no two versions mix in a process.
+diffusers copies the code of every local repository into one folder and names the modules by their files alone. A second
+repository with equal file names would run the files of the first. So this file copies the code into a package of its
+own, named by a hash of all files: equal code becomes one package, different code becomes another.
 
-diffusers copies those files that stand in import lines of this text, and no others. They are:
+diffusers downloads the files that this text names in import lines, and no others, with three requests to the Hub for
+each. So all files but PromptNet's lie one after another in one:
 
-    from .fusion_sampling import *
-    from .modeling_promptnet import *
-    from .noise_levels import *
-    from .pipeline_profusion import *
-    from .adapters import *
-    from .card import *
-    from .concept_file import *
-    from .concept_loader import *
-    from .encoding import *
-    from .framing import *
-    from .picture_file import *
-    from .quoting import *
-    from .call_inputs import *
-    from .callbacks import *
-    from .prediction import *
-    from .loading import *
-    from .repository import *
-    from .guidance_rows import *
-    from .shared_models import *
-    from .reference_images import *
-    from .subject_embedding import *
-    from .subject_prompt import *
-    from .whole_files import *
+    from .profusion_method import *
+    from .promptnet.modeling_promptnet import *
 """
 
 import hashlib
 import importlib
 import os
+import re
 from pathlib import Path
 
 from diffusers.utils import DIFFUSERS_DYNAMIC_MODULE_NAME, HF_MODULES_CACHE
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 
 
-def import_pipeline(entry: Path) -> type:
-    """The pipeline's class, from files of a repository that now lie in a package of their own.
+def take_apart(code: bytes) -> dict[str, bytes]:
+    """The files that lie one after another in one file, each below a line with its name.
 
     Args:
-        entry: This file, beside the files that its text names.
+        code: Content of that file.
+
+    Returns:
+        Name -> content; empty if there is no such line.
+
+    Example:
+        >>> take_apart(b"# ==== one.py ====\\nx = 1\\n# ==== two.py ====\\ny = 2\\n")
+        {'one.py': b'x = 1\\n', 'two.py': b'y = 2\\n'}
+    """
+    _, *parts = re.split(rb"^# ==== (\w+\.py) ====\r?\n", code, flags=re.MULTILINE)
+    return {name.decode(): content for name, content in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def import_pipeline(entry: Path) -> type:
+    """The pipeline's class, from the files of a repository, copied into a package of their own.
+
+    Args:
+        entry: This file, with the files that its text names beside and below it.
 
     Returns:
         `ProFusionPipeline`, of the module `profusion_<hash>.pipeline_profusion`.
@@ -54,11 +51,12 @@ def import_pipeline(entry: Path) -> type:
         >>> import_pipeline(Path("saved-pipeline/pipeline.py"))  # doctest: +SKIP
         <class 'profusion_0e9d...'.pipeline_profusion.ProFusionPipeline'>
     """
-    # The names are read from the text and not from this code: Python runs what it compiled before if name, size and
-    # second of change are the same, whichever repository's it was. Whose this code is makes no difference.
-    names = sorted(get_relative_imports(entry))
-    files = {f"{name}.py": entry.with_name(f"{name}.py").read_bytes() for name in names}
-    files["entry.py"] = entry.read_bytes()
+    # The names come from the file's text, not from a list in this code. If two repositories' `pipeline.py` have the
+    # same size and the same second of change, Python runs the compiled code of the first for the second, too.
+    files = {"entry.py": entry.read_bytes()}
+    for name in sorted(get_relative_imports(entry)):
+        path = entry.parent / f"{name.replace('.', '/')}.py"
+        files |= take_apart(path.read_bytes()) or {path.name: path.read_bytes()}
     parts = [name.encode() + hashlib.sha256(content).digest() for name, content in files.items()]
     package = f"profusion_{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}"
     folder = Path(HF_MODULES_CACHE, package)  # diffusers has put this cache on Python's path

@@ -3,13 +3,16 @@
     model_index.json                   the index; written last, so that half a folder never loads
     README.md                          the model card; one that is there already is kept
     pipeline.py                        what diffusers runs first: `entry.py` under the name that it looks for
-    pipeline_profusion.py, ...         the pipeline and the files that it imports
-    promptnet/modeling_promptnet.py    PromptNet once more: diffusers looks for a component's code in its folder
+    profusion_method.py                the rest of the code: the method's files, one after another
+    promptnet/modeling_promptnet.py    PromptNet's code, in the folder where diffusers looks for it
     unet/, vae/, ...                   the components, as diffusers and transformers write them
 
-The method's files are those of the running pipeline, byte for byte.
+The code is that of the running pipeline, byte for byte. It lies in few files because diffusers makes three requests for
+each in a first load from the Hub, one after another, and one in every later load. (A pipeline of tiny components: 46
+requests in all and then 5; with each file of the method by itself, 95 and then 21.)
 """
 
+import ast
 import json
 import os
 import re
@@ -17,34 +20,31 @@ from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffusers.utils.dynamic_modules_utils import get_relative_imports
-from huggingface_hub import CommitInfo, create_repo, list_repo_files, upload_folder
+from huggingface_hub import CommitInfo, create_repo, hf_hub_download, list_repo_files, upload_folder
 
 from . import card, whole_files
 
-INDEX, CARD = "model_index.json", "README.md"
-CODE = re.compile(r"profusion_\w+\.py")  # of the method; its other files have the same names in every version
+INDEX, CARD, ENTRY, CODE = "model_index.json", "README.md", "pipeline.py", "profusion_method.py"
+PREFIXED = re.compile(r"profusion_\w+\.py")  # most files of the code had such names, until November 2026
 
 
 def method_files(folder: Path) -> dict[str, bytes]:
-    """The code of a repository, from the folder in which this code lies.
-
-    It makes no difference whether that is the installed package or came from a repository.
+    """The code of a repository, read from the folder of the running code.
 
     Args:
-        folder: With all files of the method.
+        folder: Of the method's files: in the installed package, or where `entry.py` has copied a repository's code to.
 
     Returns:
         Path in the repository -> content.
 
     Example:
-        >>> method_files(Path(__file__).parent)["repository.py"] == Path(__file__).read_bytes()
-        True
+        >>> list(method_files(Path(__file__).parent))
+        ['pipeline.py', 'promptnet/modeling_promptnet.py', 'profusion_method.py']
     """
-    entry = folder / "entry.py"
-    files = {f"{name}.py": (folder / f"{name}.py").read_bytes() for name in sorted(get_relative_imports(entry))}
-    promptnet = {"promptnet/modeling_promptnet.py": files["modeling_promptnet.py"]}
-    return {"pipeline.py": entry.read_bytes(), **files, **promptnet}
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"}
+    alone = {ENTRY: files.pop("entry.py"), "promptnet/modeling_promptnet.py": files.pop("modeling_promptnet.py")}
+    parts = [b"# ==== %s ====\n%s" % (name.encode(), content) for name, content in files.items()]
+    return alone | {CODE: b"# The files of the method. pipeline.py takes them apart and runs them.\n" + b"".join(parts)}
 
 
 def mend_components(folder: Path) -> None:
@@ -92,15 +92,45 @@ def mend_components(folder: Path) -> None:
     _write_json(folder / INDEX, index)
 
 
-def superseded_files(there: Collection[str], new: Collection[str], variant: str | None) -> list[str]:
+def code_of_older_save(entry: str, there: Collection[str]) -> set[str]:
+    """Which files of a repository are code of an older version that this one no longer writes.
+
+    Until November 2026 every file of the code lay at the top, and the docstring of `pipeline.py` named them.
+
+    Args:
+        entry: Text of that file.
+        there: Paths in the repository.
+
+    Returns:
+        Paths of `there`; none if somebody else wrote that `pipeline.py`.
+
+    Example:
+        >>> entry = "'''What diffusers runs first.\\n\\n    from .pipeline_profusion import *\\n'''"
+        >>> code_of_older_save(entry, ["pipeline_profusion.py", "my_notes.py"])
+        {'pipeline_profusion.py'}
+    """
+    try:
+        docstring = ast.get_docstring(ast.parse(entry)) or ""
+    except (SyntaxError, ValueError):
+        return set()
+    named = {f"{name}.py" for name in re.findall(r"^ *from \.(\w+) import \*$", docstring, re.MULTILINE)}
+    if "pipeline_profusion.py" not in named:
+        return set()
+    return {path for path in there if path in named or PREFIXED.fullmatch(path)}
+
+
+def superseded_files(
+    there: Collection[str], new: Collection[str], variant: str | None, *, old_code: Collection[str] = ()
+) -> list[str]:
     """What of an older save must go when a new one takes its place: its code, and weights that would be read first.
 
-    Every `profusion_*.py` at the top counts as code of ours. Weights of other variants and files of others stay.
+    Weights of other variants and files of others stay.
 
     Args:
         there: Paths in the repository.
         new: Paths that are about to be written.
         variant: Of the weights that are about to be written.
+        old_code: Paths of the older save's code, as [`code_of_older_save`] finds them.
 
     Returns:
         Paths of `there`.
@@ -117,9 +147,14 @@ def superseded_files(there: Collection[str], new: Collection[str], variant: str 
 
     def goes(path: str) -> bool:
         found = weights.fullmatch(path)
-        return path not in new and bool(CODE.fullmatch(path) or (found and found[1] in parts))
+        return path not in new and bool(path in old_code or (found and found[1] in parts))
 
     return sorted(path for path in there if goes(path))
+
+
+def _read_text(path: str | Path) -> str:
+    """Of a file that may be somebody else's, in whatever encoding."""
+    return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def _read_json(path: Path) -> dict:
@@ -137,8 +172,9 @@ def _files(folder: Path) -> set[str]:
 def _move_into(new: Path, target: Path, variant: str | None) -> None:
     """Put a whole repository in place of an older one: without an index, which nothing loads, until all is there."""
     (target / INDEX).unlink(missing_ok=True)
-    files = _files(new)
-    for path in superseded_files(_files(target), files, variant):
+    files, there = _files(new), _files(target)
+    old_code = code_of_older_save(_read_text(target / ENTRY), there) if ENTRY in there else ()
+    for path in superseded_files(there, files, variant, old_code=old_code):
         (target / path).unlink()
         if not any((target / path).parent.iterdir()):
             (target / path).parent.rmdir()
@@ -177,6 +213,9 @@ def upload_repository(
     """
     place = f"{subfolder}/" if subfolder else ""
     there = [path.removeprefix(place) for path in list_repo_files(repo_id, token=token) if path.startswith(place)]
+    old_code = ()
+    if ENTRY in there:
+        old_code = code_of_older_save(_read_text(hf_hub_download(repo_id, f"{place}{ENTRY}", token=token)), there)
     return upload_folder(
         repo_id=repo_id,
         folder_path=folder,
@@ -185,7 +224,7 @@ def upload_repository(
         token=token,
         create_pr=create_pr,
         ignore_patterns=[CARD] if CARD in there else None,
-        delete_patterns=superseded_files(there, _files(folder), variant) or None,
+        delete_patterns=superseded_files(there, _files(folder), variant, old_code=old_code) or None,
     )
 
 

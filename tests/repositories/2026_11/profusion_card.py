@@ -1,0 +1,77 @@
+"""The model card of a ProFusionPipeline: what a folder or Hub repository says of itself to readers."""
+
+import torch
+from huggingface_hub import ModelCardData
+
+
+def model_card(
+    name: str, *, components: dict, placeholder: str, base_model: str | None = None, license: str | None = None
+) -> str:
+    """The README of a repository, to be completed by whoever publishes it.
+
+    Args:
+        name: Repository id or folder, as it stands in the examples.
+        components: Of the pipeline, by name.
+        placeholder: What stands for the subject in a prompt.
+        base_model: Hub id of the text-to-image model that PromptNet was trained with.
+        license: The Hub's word for a licence, such as `openrail++`.
+
+    Returns:
+        Markdown with the Hub's metadata in front.
+
+    Example:
+        >>> "license: mit" in model_card("me/mine", components={}, placeholder="S*", license="mit")
+        True
+    """
+    data = ModelCardData(
+        license=license,
+        base_model=base_model,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["profusion", "personalization", "diffusers"],
+    )
+    rows = [
+        f"| `{part}` | {type(one).__name__} | {_millions(one)} |" for part, one in components.items() if one is not None
+    ]
+    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "not recorded when this was saved"
+    terms = f"`{license}`" if license else "not stated when this was saved; the base model's terms apply in any case"
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---\n",
+            f"# {name}\n",
+            "One portrait and a prompt in, pictures of that person out: a ProFusion pipeline",
+            "([Zhou et al. 2023](https://arxiv.org/abs/2305.13579)). PromptNet turns a photo into a pseudo word",
+            f"`{placeholder}`; Fusion Sampling keeps the details of the face and the words of the prompt together.\n",
+            "## How it was made\n",
+            f"Base model: {base}. Licence: {terms}.\n",
+            "| part | class | million parameters |\n|---|---|---|",
+            *rows,
+            "\n## How to use it\n",
+            "Without anything installed but diffusers and transformers. This runs the code in this repository:\n",
+            "```python\nfrom diffusers import DiffusionPipeline\n",
+            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
+            f'pipe("{placeholder} as an astronaut", image="photo.jpg", class_noun="person").images[0]\n```\n',
+            "With the package `profusion_pipeline` installed, which runs its own code only:\n",
+            "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
+            f'pipe = ProFusionPipeline.from_pretrained("{name}")\n```\n',
+            "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
+            "```python\nfrom diffusers import DiffusionPipeline\n",
+            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
+            "parts = {part: pipe.components[part] for part in "
+            '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
+            "other = DiffusionPipeline.from_pretrained(",
+            f'    "another/stable-diffusion-2", custom_pipeline="{name}", trust_remote_code=True, **parts',
+            ")\n```\n",
+            "## Limits\n",
+            "The likeness is not perfect and differs from person to person; it was learnt from the pictures that",
+            "PromptNet was trained on and fails on what they did not show. One person to a picture.\n",
+            "## Responsible use\n",
+            "Ask people before you make pictures of them, and say that the pictures are generated. Not for deceiving,",
+            "harassing or identifying anybody. The pipeline marks nothing and checks nothing unless it has a safety",
+            "checker.\n",
+        ]
+    )
+
+
+def _millions(component) -> str:
+    return f"{component.num_parameters() / 1e6:,.1f}" if isinstance(component, torch.nn.Module) else ""

@@ -1,0 +1,228 @@
+"""A subject that the pipeline was customised to: what is remembered of its photo, and what was learnt about it.
+
+A concept is one safetensors file. Its header holds, as JSON, what the concept is of and for; so one move puts old or
+new in place, whatever happens on the way.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FILE = "concept.safetensors"
+SUBJECT = ("latents", "image_states", "weights")
+FACTS = {"class_noun": str, "base_model": str, "base_hash": str, "settings": dict, "steps": int, "loss": float}
+# The import stands in quotes of its own: diffusers reads import lines of a repository's code by regular expression.
+CARD = (
+    """# {title}
+
+A concept for [ProFusion](https://arxiv.org/abs/2305.13579): one {class_noun}, learnt from one photo in {steps} steps.
+
+```python
+"""
+    "from profusion_pipeline import ProFusionPipeline\n"
+    """
+pipe = ProFusionPipeline.from_pretrained({base_model!r})
+pipe.load_concept({repo_id!r})
+pipe("S* as an astronaut").images[0]
+```
+
+It fits the base model that it was made for, and no other. If it shows a real person: it was made and may be used with
+that person's consent only.
+
+| | |
+|---|---|
+{table}
+"""
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Concept:
+    """What customising a pipeline to one subject gives: it can be saved, shared, and loaded beside others.
+
+    It has the tensors of a [`SubjectEmbedding`], so it can stand in its place, too.
+
+    Args:
+        latents: Clean latents of the photo, scaled as the UNet has them. [R, C, h, w]
+        image_states: Last hidden state of the CLIP vision tower, all tokens. [R, N, V]
+        weights: How much each reference counts. [R]
+        changes: What was learnt, by "unet." or "promptnet." and the name of the weight: in lora mode the factors
+            `lora_A` and `lora_B` of what is added to it, in full mode what is added itself.
+        class_noun: What the subject is, in plain words.
+        base_model: Folder or Hub id of the pipeline that it was made with.
+        base_hash: Of that pipeline's weights, as `base_hash` gives it.
+        settings: The `CustomizeConfig`, by field.
+        steps: Optimiser steps done.
+        loss: Mean of the last ten.
+
+    Example:
+        >>> concept = Concept.from_pretrained("ada")  # doctest: +SKIP
+        >>> pipe.load_concept(concept)  # doctest: +SKIP
+    """
+
+    latents: torch.Tensor
+    image_states: torch.Tensor
+    weights: torch.Tensor
+    changes: dict[str, torch.Tensor]
+    class_noun: str
+    base_model: str
+    base_hash: str
+    settings: dict[str, Any]
+    steps: int
+    loss: float
+
+    @property
+    def mode(self) -> str:
+        """What was learnt: "lora" or "full"."""
+        return self.settings["mode"]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors, which is the size of the file but for a few KB."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def changes_of(self, component: str) -> dict[str, torch.Tensor]:
+        """What was learnt of one model.
+
+        Args:
+            component: "unet" or "promptnet".
+
+        Returns:
+            The changes, by the model's own names.
+
+        Example:
+            >>> list(concept.changes_of("unet"))[0]  # doctest: +SKIP
+            'down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight'
+        """
+        prefix = f"{component}."
+        return {name.removeprefix(prefix): t for name, t in self.changes.items() if name.startswith(prefix)}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {f"subject.{name}": getattr(self, name) for name in SUBJECT} | self.changes
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `concept.safetensors` into a folder, whole or not at all; until then an older one stays.
+
+        Args:
+            folder: It is made if it doesn't exist.
+
+        Raises:
+            OSError: There is no room, or the folder can't be written to. An older concept there is as it was.
+
+        Example:
+            >>> concept.save_pretrained("ada")  # doctest: +SKIP
+        """
+        folder = Path(folder)
+        facts = {name: getattr(self, name) for name in FACTS}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
+        part = folder / ".part"  # one name: the next save takes away what a kill has left
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            save_file(tensors, part / FILE, metadata={"format": "pt", "concept": json.dumps(facts)})
+            os.replace(part / FILE, folder / FILE)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"The concept couldn't be written to {str(folder)!r}, which is as it was before: {error}"
+            ) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **hub_options: Any) -> "Concept":
+        """Read what `save_pretrained` wrote, or what lies on the Hub.
+
+        Args:
+            source: A folder, the file itself, or a Hub id.
+            **hub_options: As of `hf_hub_download`: `revision`, `token`, `cache_dir`, `local_files_only` and so on.
+
+        Returns:
+            The concept, on the CPU.
+
+        Raises:
+            OSError: There is no concept at `source`.
+            ValueError: The file isn't a whole safetensors file, or holds something else.
+
+        Example:
+            >>> Concept.from_pretrained("ada").class_noun  # doctest: +SKIP
+            'woman'
+        """
+        path = Path(source)
+        if path.is_dir():
+            path = path / FILE
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no concept in the folder {os.fspath(source)!r}: no {FILE}.")
+        elif not path.is_file():
+            path = cls._download(os.fspath(source), **hub_options)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} isn't a whole safetensors file: {error}") from error
+        if "concept" not in metadata or any(f"subject.{name}" not in tensors for name in SUBJECT):
+            raise ValueError(f"{str(path)!r} is a safetensors file, but holds no concept.")
+        subject = {name: tensors.pop(f"subject.{name}") for name in SUBJECT}
+        return cls(**subject, changes=tensors, **json.loads(metadata["concept"]))
+
+    @staticmethod
+    def _download(repo_id: str, **hub_options: Any) -> Path:
+        try:
+            return Path(hf_hub_download(repo_id, FILE, **hub_options))
+        except (OSError, ValueError) as error:  # huggingface_hub's own are among these
+            raise OSError(f"There is no concept at {repo_id!r}, neither a folder nor on the Hub: {error}") from error
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Publish the concept with a card that says how to use it.
+
+        Args:
+            repo_id: "name" or "owner/name"; the repository is made if it doesn't exist.
+            private: Whether a new repository is private; None leaves it to the owner's settings.
+            token: The access token; None takes the one of this machine.
+
+        Returns:
+            The address of the commit.
+
+        Example:
+            >>> concept.push_to_hub("ada/ada")  # doctest: +SKIP
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            self.card(repo_id).save(Path(folder, "README.md"))
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Concept for ProFusion")
+
+    def card(self, repo_id: str) -> ModelCard:
+        """The model card.
+
+        Args:
+            repo_id: Where the concept will lie.
+
+        Returns:
+            A card with metadata, a few lines of code and the settings.
+
+        Example:
+            >>> print(concept.card("ada/ada"))  # doctest: +SKIP
+        """
+        is_hub_id = self.base_model.count("/") == 1 and not Path(self.base_model).exists()
+        data = ModelCardData(
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            tags=["profusion", "concept"],
+            base_model=self.base_model if is_hub_id else None,
+        )
+        rows = {"base model": self.base_model, "hash of its weights": self.base_hash, "loss": f"{self.loss:.4f}"}
+        table = "\n".join(f"| {name} | {value} |" for name, value in {**rows, **self.settings}.items())
+        facts = {"title": repo_id.split("/")[-1], "repo_id": repo_id, "table": table}
+        text = CARD.format(**facts, class_noun=self.class_noun, steps=self.steps, base_model=self.base_model)
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

@@ -1,0 +1,240 @@
+"""The prompt with S* in it: from a string with a placeholder to text states that hold the pseudo word(s).
+
+code name         paper    what
+placeholder       -        the text that stands for the subject in a prompt, "S*"
+subject_embeds    S*       pseudo words [B, L, D], as PromptNet gives them
+positions         -        the place of the first pseudo word in the token sequence
+scale             gamma    `fusion_subject_scale`
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
+    """prompt = prefix + placeholder + suffix: the text before and after the one placeholder.
+
+    Args:
+        prompt (`str`): The prompt.
+        placeholder (`str`): What stands for the subject, such as `"S*"`. Case counts.
+
+    Returns:
+        `tuple[str, str]`: Prefix and suffix.
+
+    Raises:
+        ValueError: If the placeholder isn't in the prompt, or more than once.
+
+    Example:
+        >>> from profusion_pipeline.subject_prompt import find_placeholder
+        >>> prefix, suffix = find_placeholder("a photo of S* on the moon", "S*")  # "a photo of ", " on the moon"
+    """
+    pieces = prompt.split(placeholder)
+    if len(pieces) != 2:
+        raise ValueError(
+            f"The prompt {prompt!r} holds the placeholder {placeholder!r} {len(pieces) - 1} times: it must stand in "
+            "it exactly once, for the subject."
+        )
+    return pieces[0], pieces[1]
+
+
+def tokenize_subject_prompts(
+    tokenizer: CLIPTokenizer,
+    prompts: list[str],
+    *,
+    placeholder: str,
+    num_subject_tokens: int,
+    max_length: int | None = None,
+    pad: bool = True,
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """ids = [bos, prefix, L reserved places, suffix, eos, padding]: tokens around the places of S*.
+
+    Every token keeps the position of its place in this sequence. A suffix beyond `max_length` is cut, as usual.
+
+    Args:
+        tokenizer (`CLIPTokenizer`): The text encoder's tokenizer.
+        prompts (`list[str]`): P prompts with one placeholder each.
+        placeholder (`str`): What stands for the subject.
+        num_subject_tokens (`int`): L, the number of places to reserve.
+        max_length (`int`, *optional*): T, the longest sequence; the tokenizer's `model_max_length` if not given.
+        pad (`bool`, defaults to `True`): Whether to pad to `max_length`. Without padding (as in training, where the
+            sequence is "a photo of S*" and nothing after it) all prompts must have the same number of tokens.
+
+    Returns:
+        `tuple[torch.LongTensor, torch.LongTensor]`: Ids `[P, T]` (the reserved places hold the bos token, which
+        nothing reads) and the position of the first reserved place `[P]`.
+
+    Raises:
+        ValueError: If a prompt doesn't hold exactly one placeholder, if it stands beyond the last place, or if
+            lengths differ without padding.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import tokenize_subject_prompts
+        >>> tokenizer = load_demo_pipeline().tokenizer
+        >>> ids, positions = tokenize_subject_prompts(
+        ...     tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
+        ... )
+    """
+    max_length = tokenizer.model_max_length if max_length is None else max_length
+    rows, positions = [], []
+    for prompt in prompts:
+        prefix, suffix = find_placeholder(prompt, placeholder)
+        before = [tokenizer.bos_token_id, *tokenizer(prefix, add_special_tokens=False).input_ids]
+        after = tokenizer(suffix, add_special_tokens=False).input_ids
+        room = max_length - len(before) - num_subject_tokens - 1  # places left for the suffix; one is eos's
+        if room < 0:
+            raise ValueError(
+                f"The placeholder {placeholder!r} stands at token {len(before)} of the prompt {prompt!r} and needs "
+                f"{num_subject_tokens} places, beyond the {max_length} tokens that the text encoder reads: put it "
+                "nearer to the beginning."
+            )
+        row = before + [tokenizer.bos_token_id] * num_subject_tokens + after[:room] + [tokenizer.eos_token_id]
+        rows.append(row + [tokenizer.pad_token_id] * (max_length - len(row)) if pad else row)
+        positions.append(len(before))
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"Prompts of {[len(row) for row in rows]} tokens can't make one tensor without padding.")
+    return torch.tensor(rows), torch.tensor(positions)  # [P, T], [P]
+
+
+def _subject_index(positions: torch.Tensor, subject_shape: tuple[int, int, int]) -> torch.Tensor:
+    batch, num_tokens, width = subject_shape
+    places = positions[:, None] + torch.arange(num_tokens, device=positions.device)  # [B, L]
+    return places[:, :, None].expand(batch, num_tokens, width)  # [B, L, D]
+
+
+def encode_subject_prompts(
+    text_encoder: CLIPTextModel, input_ids: torch.Tensor, positions: torch.Tensor, subject_embeds: torch.Tensor
+) -> torch.Tensor:
+    """c = text(prefix, S*, suffix): the text encoder's last hidden state with S* put into its embedding sequence.
+
+    S* replaces token *and* position embedding; attention is causal and nothing is masked. Gradients flow into
+    `subject_embeds`. The rows are put in by a hook on the embeddings, so the text encoder runs its own whole forward:
+    this holds for every layout of transformers' CLIP and keeps off-loading and adapters alive.
+
+    Args:
+        text_encoder (`CLIPTextModel`): The UNet's text encoder.
+        input_ids (`torch.Tensor` of shape `[B, T]`): As from [`tokenize_subject_prompts`].
+        positions (`torch.Tensor` of shape `[B]`): As from [`tokenize_subject_prompts`].
+        subject_embeds (`torch.Tensor` of shape `[B, L, D]`): The pseudo words.
+
+    Returns:
+        `torch.Tensor` of shape `[B, T, D]`: The text states.
+
+    Raises:
+        ValueError: If the pseudo words aren't as wide as the text encoder.
+
+    Example:
+        >>> import torch
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import encode_subject_prompts, tokenize_subject_prompts
+        >>> pipe = load_demo_pipeline()
+        >>> ids, positions = tokenize_subject_prompts(
+        ...     pipe.tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
+        ... )
+        >>> words = torch.randn(1, 1, pipe.text_encoder.config.hidden_size)
+        >>> states = encode_subject_prompts(pipe.text_encoder, ids, positions, words)
+    """
+    if subject_embeds.shape[-1] != text_encoder.config.hidden_size:
+        raise ValueError(
+            f"`subject_embeds` are {subject_embeds.shape[-1]} wide, but the text encoder has a width of "
+            f"{text_encoder.config.hidden_size}."
+        )
+
+    def put_subject_in(module, args, embeddings: torch.Tensor) -> torch.Tensor:  # [B, T, D]
+        index = _subject_index(positions.to(embeddings.device), subject_embeds.shape)
+        return embeddings.scatter(1, index, subject_embeds.to(embeddings))
+
+    text_model = getattr(text_encoder, "text_model", text_encoder)  # transformers 4 nests what 5 doesn't
+    hook = text_model.embeddings.register_forward_hook(put_subject_in)
+    try:
+        return text_encoder(input_ids).last_hidden_state  # [B, T, D]
+    finally:
+        hook.remove()
+
+
+def encode_texts(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str], *, device: torch.device | str
+) -> torch.Tensor:
+    """c = text(C): the text encoder's last hidden state of texts without S*. A text given twice is encoded once.
+
+    Args:
+        text_encoder (`CLIPTextModel`): The UNet's text encoder.
+        tokenizer (`CLIPTokenizer`): Its tokenizer. What is longer than its `model_max_length` T is cut.
+        texts (`list[str]`): P texts.
+        device (`torch.device`): Where the text encoder runs, which need not be where its parameters are.
+
+    Returns:
+        `torch.Tensor` of shape `[P, T, D]`: The text states.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import encode_texts
+        >>> pipe = load_demo_pipeline()
+        >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
+    """
+    unique = list(dict.fromkeys(texts))
+    ids = tokenizer(
+        unique,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids.to(device)
+    states = text_encoder(ids).last_hidden_state  # [unique texts, T, D]
+    return states[[unique.index(text) for text in texts]]  # [P, T, D]
+
+
+@contextmanager
+def scaled_lora(text_encoder: CLIPTextModel, scale: float) -> Iterator[None]:
+    """While it lasts, the text encoder's LoRA layers have `scale` times their weight.
+
+    Args:
+        text_encoder (`CLIPTextModel`): The text encoder, with or without LoRA.
+        scale (`float`): On top of the weights that `set_adapters` gave. 1 does nothing; anything else needs PEFT.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> from profusion_pipeline.subject_prompt import encode_texts, scaled_lora
+        >>> pipe = load_demo_pipeline()
+        >>> with scaled_lora(pipe.text_encoder, 1.0):
+        ...     states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait"], device="cpu")
+        ...
+    """
+    if scale == 1:
+        yield
+        return
+    scale_lora_layers(text_encoder, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(text_encoder, scale)
+
+
+def scale_subject_rows(
+    hidden_states: torch.Tensor, positions: torch.Tensor, num_subject_tokens: int, scale: float
+) -> torch.Tensor:
+    """c[S*] <- gamma c[S*]: the text states with the rows of S* multiplied by `scale`.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `[B, T, D]`): As from [`encode_subject_prompts`].
+        positions (`torch.Tensor` of shape `[B]`): The place of the first row of S*.
+        num_subject_tokens (`int`): L, the number of rows of S*.
+        scale (`float`): gamma. 1 changes nothing, 0 takes the subject's own rows away.
+
+    Returns:
+        `torch.Tensor` of shape `[B, T, D]`: A new tensor.
+
+    Source: the authors' `refine_emb_scale`. The product is taken after the final layer norm, so no other row changes.
+
+    Example:
+        >>> import torch
+        >>> from profusion_pipeline.subject_prompt import scale_subject_rows
+        >>> states = scale_subject_rows(torch.ones(1, 77, 8), torch.tensor([4]), 1, 0.6)
+    """
+    batch, _, width = hidden_states.shape
+    index = _subject_index(positions.to(hidden_states.device), (batch, num_subject_tokens, width))
+    return hidden_states.scatter(1, index, scale * hidden_states.gather(1, index))
