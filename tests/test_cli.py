@@ -1,6 +1,7 @@
 """The commands, run in this process; a few in one of their own, where that is the point."""
 
 import inspect
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 
 from profusion_pipeline import Concept, CustomizeConfig, ProFusionPipeline, TrainingConfig, cli
 from profusion_pipeline.cli import build_parser, call_flags, config_of, main
+from profusion_pipeline.common.flags import flags_of_dataclass
 from profusion_pipeline.evaluation.config import EvaluationConfig
 from tiny import make_components
 
@@ -222,6 +224,143 @@ def test_a_model_that_is_not_there(generate, capsys, tmp_path, monkeypatch):
     assert "nowhere" in capsys.readouterr().err
 
 
+NUMBERS = {
+    "nan": "must be a finite number, got 'nan'",
+    "1e400": "must be a finite number, got '1e400'",
+    "-inf": "must be a finite number, got '-inf'",
+    "much": "must be a finite number, got 'much'",
+}
+
+
+@pytest.mark.parametrize("typed", NUMBERS)
+@pytest.mark.parametrize(
+    "command, flag",
+    [("generate", flag) for flag in call_flags() if flag.kind is float]
+    + [("train", flag) for flag in flags_of_dataclass(TrainingConfig) if flag.kind is float]
+    + [("customize", flag) for flag in flags_of_dataclass(CustomizeConfig) if flag.kind is float],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_numbers_that_are_none(command, flag, typed, capsys):
+    with pytest.raises(SystemExit):
+        main([command, f"{flag.option}={typed}"])
+    assert f"argument {flag.option}: {NUMBERS[typed]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "customize", "train"])
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        (str(2**64), "must be a whole number below 2\\*\\*63, got '18446744073709551616'"),
+        (str(2**63), "must be a whole number below 2\\*\\*63, got"),
+        ("1" + "0" * 400, "got '10{56}[.]{3}'$"),
+        ("1" + "0" * 5000, "got '10{56}[.]{3}'$"),
+        ("ten", "must be a whole number below 2\\*\\*63, got 'ten'"),
+        ("\udcff", r"got '\\udcff'"),
+        ("1.0", "must be a whole number"),
+        ("-1", "must be at least 0, got -1"),
+    ],
+)
+def test_seeds_that_are_none(command, typed, message, capsys):
+    given = {
+        "customize": "--model m --image f --out o",
+        "train": "--model m --data d --output o",
+        "generate": "--model m --prompt S* --image f",
+    }
+    with pytest.raises(SystemExit):
+        main([command, *given.get(command, "").split(), "--seed", typed])
+    assert re.search(message, capsys.readouterr().err.strip())
+
+
+def test_the_greatest_seed_draws(generate):
+    assert generate("--seed", 2**63 - 1, "--num-images-per-prompt", 2) == 0
+
+
+@pytest.mark.parametrize("flag", ["prompt", "class-noun", "class-prompt", "negative-prompt"])
+def test_words_that_are_no_text(flag, generate, capsys):
+    words = dict(prompt=["S*", "S* \udcff"]) if flag == "prompt" else {}
+    assert generate(*([f"--{flag}", "\udcff"] if not words else []), **words) == 1
+    assert f"`{flag.replace('-', '_')}` must be text in UTF-8, got '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --model m --data d --output o --prompt S*\udcff",
+        "train --model m --data d --output o --validation-prompts S* S*\udcff",
+        "train --model m --data d --output o --validation-class-noun \udcff",
+        "customize --model m --image f --out o --class-noun \udcff",
+        "customize --model m --image f --out o --prompt S*\udcff",
+        "evaluate --output o --learning-prompt S*\udcff",
+        "evaluate --output o --class-noun \udcff",
+    ],
+)
+def test_settings_that_are_no_text(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert re.search("` must be text in UTF-8, got '.*udcff'[.]$", capsys.readouterr().err.strip())
+
+
+def test_an_empty_prompt(generate, capsys):
+    assert generate(prompt=[""]) == 1
+    assert re.search("prompt.*''.*placeholder", capsys.readouterr().err)
+
+
+def test_a_name_that_is_no_text_is_said_byte_for_byte(generate, tmp_path, monkeypatch):
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, encoding="utf-8"))
+    assert generate(out="\udcff.png") == 0
+    sys.stdout.flush()
+    assert said.getvalue() == os.fsencode(tmp_path) + b"/\xff.png\n"
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there(device, generate, capsys):
+    assert generate("--device", device) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"profusion: --device must be one of this machine, such as cpu or cuda:1, got '{device}'."
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (RuntimeError("Error(s) in loading state_dict for X:\n\tMissing key(s)\n\tb"), "X: Missing key(s)"),
+        (OSError("\n\n404 Client Error. (Request ID: 1)\n\nRepository Not Found.\nSee"), "Repository Not Found."),
+        (OSError("403 Client Error."), "403 Client Error."),
+        (
+            RuntimeError("-- Process 0 failed:\nTraceback (most recent call last):\n  File\nValueError: why"),
+            "ValueError: why",
+        ),
+        (ValueError("x" * 10_000), "x..."),
+        (ValueError("many words " * 1000), "..."),
+        (KeyError("x"), "KeyError 'x'"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_one_short_sentence(error, expected, monkeypatch, capsys):
+    def _demo(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_demo", _demo)
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("profusion: ") and said.endswith(f"{expected}\n")
+    assert said.count("\n") == 1 and len(said) <= 312 and "Traceback" not in said
+
+
+def test_a_broken_picture_is_one_sentence_with_workers_and_without(model, photo, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.png").write_bytes(photo.read_bytes()[:200])
+    words = ["train", "--model", model, "--data", tmp_path / "data", "--batch-size", 1, "--max-steps", 1]
+    said = set()
+    for number, further in enumerate([[], ["--no-cache-latents"]]):
+        for workers in (0, 1):
+            settings = ["--output", tmp_path / f"{number}-{workers}", "--num-workers", workers]
+            assert main([str(word) for word in [*words, *settings, *further]]) == 1
+            said.add(capsys.readouterr().err.splitlines()[-1])
+    (sentence,) = said
+    assert re.search("^profusion: .*0.png.* must be a whole image", sentence) and len(sentence) < 300
+
+
 def test_debug_shows_the_exception(generate, monkeypatch):
     monkeypatch.setenv("PROFUSION_DEBUG", "1")
     with pytest.raises(ValueError, match="--out must end in"):
@@ -266,7 +405,7 @@ def test_ctrl_c(monkeypatch, capsys):
             "`steps` must be at least 1, got 0",
         ),
         (["generate", "--model", "m", "--image", "f"], "the following arguments are required: --prompt"),
-        (["demo", "--steps", "many"], "invalid int value: 'many'"),
+        (["demo", "--steps", "many"], "argument --steps: must be a whole number below 2**63, got 'many'"),
         (["convert", "source"], "the following arguments are required: target"),
         (
             ["train", "--model", "m", "--data", "d", "--output", "o", "--batch-size", "0"],

@@ -8,15 +8,19 @@ so that `--help` is instant.
 
 import argparse
 import dataclasses
+import io
 import os
+import re
 import secrets
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags
+from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags, seed, whole_number
 from .common.launcher import check_launcher, launched_device, launched_precision, local_rank
+from .common.settings import check_words
 from .customization.config import CustomizeConfig
 from .evaluation.config import EvaluationConfig
 from .training.config import TrainingConfig
@@ -48,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # their remarks are for those who write code
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no text: it is said byte for byte
     command = args.run.__name__.removeprefix("_")
     try:
         # Before any work: what accelerate launch and torchrun ask for in vain.
@@ -100,6 +106,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     flags = {flag.name: flag for flag in call_flags()}
     given = given_flags(args, flags.values())
+    for name in ("prompt", "class_noun", "class_prompt", "negative_prompt"):
+        check_words(name, "".join(given.get(name, "")))
     images_per_prompt = given.get("num_images_per_prompt", flags["num_images_per_prompt"].default)
     paths = output_paths(args.out, len(args.prompt) * images_per_prompt, force=args.force)
 
@@ -109,9 +117,9 @@ def _generate(args: argparse.Namespace) -> None:
 
     references = [load_reference_image(file, name="--image") for file in args.image or ()]
     pipe = _load_pipeline(args.model, args.device, args.dtype)
-    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    first = secrets.randbelow(2**32) if args.seed is None else args.seed
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(paths))]
+    generators = [torch.Generator().manual_seed(first + i) for i in range(len(paths))]
     if args.concept:
         names = {source: f"concept-{number}" for number, source in enumerate(dict.fromkeys(args.concept), start=1)}
         for source, name in names.items():
@@ -123,7 +131,7 @@ def _generate(args: argparse.Namespace) -> None:
         given["subject"] = pipe.encode_subject(references, *size_and_weights)
     images = pipe(generator=generators, **given).images
     write_pictures(images, paths)
-    print(f"seed {seed}", file=sys.stderr)
+    print(f"seed {first}", file=sys.stderr)
     print(*paths, sep="\n")
 
 
@@ -242,10 +250,20 @@ def publishing_flags(function: str) -> list[Flag]:
 
 
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    """What this package says is said whole; of what a library says, the first line that says something."""
+    lines = [line for line in (" ".join(line.split()) for line in str(error).splitlines()) if line]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        lines = lines[-1:]
+    if len(lines) > 1 and re.match(r"\d{3} (Client|Server) Error\b", lines[0]):
+        lines = lines[1:]  # what it means follows
+    text = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
     # Those speak for themselves.
-    ours = isinstance(error, ValueError | TypeError | OSError | RuntimeError | ArithmeticError)
-    return text if ours and text else f"{type(error).__name__} {text}".rstrip()
+    if not (text and isinstance(error, ValueError | TypeError | OSError | RuntimeError | ArithmeticError)):
+        text = f"{type(error).__name__} {text}".rstrip()
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = Path(frame.f_code.co_filename).is_relative_to(PACKAGE)
+    longest = 500 if ours else 300
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _load_pipeline(model: str, device: str | None, dtype: str | None):
@@ -261,6 +279,10 @@ def _place(device: str | None, dtype: str | None) -> dict:
     if device is None and torch.cuda.is_available():
         device = f"cuda:{local_rank() % torch.cuda.device_count()}"
     device = device or "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"--device must be one of this machine, such as cpu or cuda:1, got {device!r}.") from error
     usual = "float16" if device.startswith("cuda") else "float32"
     return {"dtype": getattr(torch, dtype or usual), "device": device}
 
@@ -276,8 +298,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _command(commands, _demo, "[options]", "Draw the demo grid with the bundled model, offline.")
-    command.add_argument("--seed", type=int, default=0, help="Seed of the noise (default: 0).")
-    command.add_argument("--steps", type=int, default=25, help="Denoising steps of each picture (default: 25).")
+    command.add_argument("--seed", type=seed, default=0, help="Seed of the noise (default: 0).")
+    command.add_argument(
+        "--steps", type=whole_number, default=25, help="Denoising steps of each picture (default: 25)."
+    )
     command.add_argument("--out", default="profusion_demo.png", help="The picture (default: profusion_demo.png).")
     _add_force(command)
 
@@ -302,7 +326,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="profusion.png", help="The picture; several are numbered (profusion.png).")
     _add_place(command)
     command.add_argument(
-        "--seed", type=int, default=None, help="Seed of the first picture, +1 for each further one (default: drawn)."
+        "--seed", type=seed, default=None, help="Seed of the first picture, +1 for each further one (default: drawn)."
     )
     _add_force(command)
 

@@ -10,9 +10,12 @@ from profusion_pipeline.common.flags import (
     Flag,
     add_flags,
     argument_help,
+    finite_number,
     flags_of_dataclass,
     flags_of_function,
     given_flags,
+    seed,
+    whole_number,
 )
 
 SOURCE = '''
@@ -138,8 +141,8 @@ def test_required(parser, capsys, default, required, must):
     "flag, words, error",
     [
         (Flag("flour", str, "never", REQUIRED, "", ("rye", "wheat")), ["--flour", "oat"], "invalid choice: 'oat'"),
-        (Flag("minutes", int, "never", 1, ""), ["--minutes", "1.5"], "invalid int value: '1.5'"),
-        (Flag("grams", float, "always", (), ""), ["--grams", "1", "x"], "invalid float value: 'x'"),
+        (Flag("minutes", int, "never", 1, ""), ["--minutes", "1.5"], "must be a whole number below 2**63, got '1.5'"),
+        (Flag("grams", float, "always", (), ""), ["--grams", "1", "x"], "must be a finite number, got 'x'"),
     ],
 )
 def test_refused_words(parser, capsys, flag, words, error):
@@ -165,3 +168,16 @@ def test_names_that_share_an_entry():
 
 def test_argument_help_without_arguments():
     assert argument_help("Just a sentence.\n\nReturns:\n    Nothing.") == {}
+
+
+@pytest.mark.parametrize("read, text", [(whole_number, "1.0"), (whole_number, str(-(2**63) - 1)), (seed, "-1")])
+def test_whole_numbers(read, text):
+    assert (whole_number("-9"), whole_number(str(2**63 - 1)), seed("0")) == (-9, 2**63 - 1, 0)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be (a whole number below 2|at least 0)"):
+        read(text)
+
+
+def test_finite_numbers():
+    assert finite_number("2e-5") == 2e-5
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a finite number, got 'x{57}[.]{3}'"):
+        finite_number("x" * 1000)

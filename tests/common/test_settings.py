@@ -4,7 +4,7 @@ import typing
 
 import pytest
 
-from profusion_pipeline.common.settings import check_settings, setting
+from profusion_pipeline.common.settings import check_settings, check_words, setting
 from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.evaluation.config import EvaluationConfig
 from profusion_pipeline.training.config import TrainingConfig
@@ -103,3 +103,9 @@ def test_every_field_has_one_help_sentence(field):
 def test_every_type_can_be_a_flag(field):
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     assert set(kinds) <= {str, int, float, bool, types.NoneType, tuple[str, ...], tuple[int, ...]}
+
+
+def test_words_are_text():
+    check_words("prompt", "S* à la plage \U0001f3d6")
+    with pytest.raises(ValueError, match=r"`prompt` must be text in UTF-8, got 'S\* \\udcff'[.]"):
+        check_words("prompt", "S* \udcff")

@@ -323,6 +323,11 @@ def test_a_launcher_that_contradicts_is_refused_before_any_work(name, value, set
     assert not folders["output"].exists()
 
 
+def test_float16_on_a_cpu_is_refused(folders):
+    with pytest.raises(ValueError, match="`mixed_precision` must be 'no' or 'bf16' on a CPU, got 'fp16'"):
+        start(short_run(**folders, mixed_precision="fp16"))
+
+
 def test_an_accelerator_of_another_precision_is_refused(folders):
     accelerator = Accelerator(cpu=True, mixed_precision="no", gradient_accumulation_steps=2)
     assert TrainingRun(short_run(**folders), accelerator).samples_per_step == 4

@@ -7,6 +7,7 @@ pipeline's module would bring torch with it.
 import argparse
 import ast
 import dataclasses
+import math
 import re
 import typing
 from collections.abc import Collection, Iterable, Iterator
@@ -131,13 +132,92 @@ def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: C
             nargs = None if flag.many == "never" else "+"
             parser.add_argument(
                 flag.option,
-                type=flag.kind,
+                type=TYPES[flag.kind],
                 nargs=nargs,
                 choices=flag.choices,
                 metavar=metavar,
                 required=must,
                 help=help,
             )
+
+
+def whole_number(text: str) -> int:
+    """What argparse makes of a whole number that was typed.
+
+    Args:
+        text: The word.
+
+    Returns:
+        A number of 64 bits.
+
+    Raises:
+        ArgumentTypeError: It is none.
+
+    Example:
+        >>> whole_number("50")
+        50
+    """
+    try:
+        number = int(text) if len(text) <= 20 else 2**63  # longer than any; and Python reads no more than 4300 digits
+    except ValueError:
+        number = None
+    if number is None or not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2**63, got {_short(text)}")
+    return number
+
+
+def seed(text: str) -> int:
+    """What argparse makes of a seed that was typed.
+
+    Args:
+        text: The word.
+
+    Returns:
+        A number that all random generators take, 0 to 2**63 - 1.
+
+    Raises:
+        ArgumentTypeError: It is none.
+
+    Example:
+        >>> seed("7")
+        7
+    """
+    number = whole_number(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number
+
+
+def finite_number(text: str) -> float:
+    """What argparse makes of a number that was typed.
+
+    Args:
+        text: The word.
+
+    Returns:
+        The number.
+
+    Raises:
+        ArgumentTypeError: It is none, infinite or nan.
+
+    Example:
+        >>> finite_number("2e-5")
+        2e-05
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {_short(text)}")
+    return number
+
+
+def _short(text: str) -> str:
+    return ascii(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+TYPES = {str: str, float: finite_number, int: whole_number}
 
 
 def given_flags(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, Any]:

@@ -80,6 +80,23 @@ def check_settings(config: Any) -> None:
             raise ValueError(f"`{field.name}` must be one of {', '.join(about['choices'])}, got {value!r}.")
 
 
+def check_words(name: str, text: str) -> None:
+    """Refuse half a character, which Python makes of bytes that are no UTF-8, in what a text encoder shall read.
+
+    Args:
+        name: What the sentence calls it.
+        text: Any.
+
+    Raises:
+        ValueError: There is one.
+
+    Example:
+        >>> check_words("prompt", "a photo of S*")
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"`{name}` must be text in UTF-8, got {ascii(text[:60])}.")
+
+
 def _is_of_type(value: Any, annotation: Any) -> bool:
     if isinstance(annotation, types.UnionType):
         return any(_is_of_type(value, member) for member in typing.get_args(annotation))

@@ -5,7 +5,7 @@ Only the standard library is imported here, so that `profusion customize --help`
 
 import dataclasses
 
-from ..common.settings import check_settings, setting
+from ..common.settings import check_settings, check_words, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,9 @@ class CustomizeConfig:
         "more (needs bitsandbytes).",
         choices=("adamw", "adamw8bit"),
     )
-    seed: int = setting(0, help="Decides augmentations, pairs, noise, timesteps and first weights.", minimum=0)
+    seed: int = setting(
+        0, help="Decides augmentations, pairs, noise, timesteps and first weights.", minimum=0, maximum=2**63 - 1
+    )
 
     # Augmentation
     pool_size: int = setting(
@@ -110,6 +112,7 @@ class CustomizeConfig:
             text = getattr(self, name)
             if text is not None and not text.strip():
                 raise ValueError(f"`{name}` must not be empty, got {text!r}.")
+            check_words(name, text or "")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from ..common.launcher import launched_precision
-from ..common.settings import check_settings, setting
+from ..common.settings import check_settings, check_words, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ class EvaluationConfig:
         for question in self.questions:
             if question not in range(1, 7):
                 raise ValueError(f"`questions` must be among 1 to 6, got {question}.")
+        for name in ("class_noun", "learning_prompt"):
+            check_words(name, getattr(self, name))
         _ = self.precision  # a launcher that contradicts it is refused
         worker, workers = self.share
         if worker >= workers:

@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from ..method import framing
 from ..method.reference_images import load_reference_image
 from .data import PictureFolder, Sample, choose_sample, leave_signals_to_the_main_process, load_batches
+from .workers import read_loader
 
 
 class Preprocessing:
@@ -163,7 +164,7 @@ class CachedPictures:
         loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers)
         self.mean = self.std = self.states = None
         start = 0
-        for pixels, vision_pixels in progress(loader):
+        for pixels, vision_pixels in read_loader(progress(loader)):
             encoded = (*encoders.posterior(pixels), encoders.image_states(vision_pixels))
             if self.mean is None:
                 self.mean, self.std, self.states = (
@@ -268,12 +269,13 @@ class UncachedPictures:
             One batch for each.
         """
         # The samples themselves take the place of indices: chosen here, one after another, and opened by the workers.
-        for pixels, reference_pixels, vision_pixels, captions in DataLoader(
+        loader = DataLoader(
             self.prepared,
             batch_sampler=self.samples(numbers),
             num_workers=self.num_workers,
             worker_init_fn=leave_signals_to_the_main_process,
-        ):
+        )
+        for pixels, reference_pixels, vision_pixels, captions in read_loader(loader):
             mean, std = self.encoders.posterior(pixels)
             reference_latents, _ = self.encoders.posterior(reference_pixels)
             yield Batch(mean, std, reference_latents, self.encoders.image_states(vision_pixels), list(captions))

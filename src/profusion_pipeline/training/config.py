@@ -5,7 +5,7 @@ Only the standard library is imported here, so that `profusion train --help` nee
 
 import dataclasses
 
-from ..common.settings import check_settings, setting
+from ..common.settings import check_settings, check_words, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,9 @@ class TrainingConfig:
     gradient_checkpointing: bool = setting(
         False, help="Recompute activations in the backward pass: less memory, about a third slower.", resumable=True
     )
-    seed: int = setting(0, help="Decides order, noise, timesteps and a new PromptNet's first weights.", minimum=0)
+    seed: int = setting(
+        0, help="Decides order, noise, timesteps and a new PromptNet's first weights.", minimum=0, maximum=2**63 - 1
+    )
 
     # Keeping and showing
     resume: bool = setting(
@@ -225,6 +227,9 @@ class TrainingConfig:
                     raise ValueError(
                         f"`{name}` must hold the placeholder {self.placeholder!r} exactly once, got {prompt!r}."
                     )
+        for name in ("prompt", "placeholder", "validation_class_noun"):
+            check_words(name, getattr(self, name))
+        check_words("validation_prompts", "".join(self.validation_prompts))
         if self.learning_rate == 0:
             raise ValueError("`learning_rate` must be greater than 0, got 0.")
         if self.snr_gamma is not None and self.snr_gamma <= 0:

@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from .workers import read_loader
+
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 METADATA_FILE = "metadata.jsonl"
 ORDER, CHOICE, NOISE, CAPTION = range(4)  # which generator of a seed
@@ -301,7 +303,7 @@ def load_batches(
         >>> list(load_batches(torch.tensor, [[0, 1], [2]]))
         [tensor([0, 1]), tensor([2])]
     """
-    yield from DataLoader(
+    loader = DataLoader(
         _Made(make),
         sampler=numbers,
         batch_size=None,
@@ -309,6 +311,7 @@ def load_batches(
         worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=pin_memory,
     )
+    yield from read_loader(loader)
 
 
 class _Made(Dataset):

@@ -303,4 +303,6 @@ def _agreeing(config: TrainingConfig, accelerator: "Accelerator") -> TrainingCon
         given = getattr(config, name)
         if given not in (None, value):
             raise ValueError(f"`{name}` must be that of the accelerator, {value!r}, got {given!r}.")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("`mixed_precision` must be 'no' or 'bf16' on a CPU, got 'fp16'.")
     return dataclasses.replace(config, **settings)
