@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.files import write_whole
+from ..common.text_files import read_lines
 from .rows import Setting, learning_text
 from .systems.profusion import ProFusion
 from .systems.system import Sampling, System
@@ -188,7 +189,7 @@ def load_plan(folder: str | Path) -> list[Cell]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no plan in {str(folder)!r}: it has no {PLAN}.")
     cells = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(file):
         cell = json.loads(line)
         for name in ("setting", "reference"):
             if cell[name]:
