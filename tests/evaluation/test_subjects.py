@@ -22,6 +22,18 @@ def test_a_subject_for_each_folder_in_the_order_of_names(folder):
     assert ada.photos[0].getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_what_systems_put_beside_pictures_is_left_out(folder, caplog):
+    for place in ("__MACOSX", "@eaDir"):
+        (folder / place).mkdir()
+    (folder / "ada" / "._1.png").write_bytes(b"AppleDouble")
+    Image.new("RGB", (19, 16)).save(folder / "ada" / "3.jfif", "jpeg")
+    ada, bob = read_subjects(folder, ["S* at sea"])
+    assert [photo.width for photo in ada.photos] == [17, 18, 19]
+    assert caplog.messages == [
+        f"Left out of {str(folder)!r}: 1 as hidden or a system's (._1.png), 2 as no picture (.txt)."
+    ]
+
+
 def test_a_digest_is_of_all_that_counts():
     red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     subjects = [
@@ -65,6 +77,12 @@ def test_prompts(tmp_path):
         read_prompts(file)
     file.write_text("S* at sea\n  S* on the moon  \n\n# what else\n")
     assert read_prompts(file) == ["S* at sea", "S* on the moon"]
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes("# comment\r\nS* at\u2028sea\r\n".encode(encoding))
+        assert read_prompts(file) == ["S* at\u2028sea"]
+    file.write_bytes(b"S* at sea\rS* on the moon\r")
+    with pytest.raises(ValueError, match=r"must end its lines in .n or .r.n, '.*prompts.txt' does in .r alone"):
+        read_prompts(file)
     file.write_text("S* at sea\nS* at sea\n")
     with pytest.raises(ValueError, match="must hold each once, '.*prompts.txt' has several of 'S\\* at sea'"):
         read_prompts(file)

@@ -128,8 +128,55 @@ def test_references_must_be_there_when_they_are_asked_for(folder):
         read_picture_folder(folder, reference="other")
 
 
+def test_what_is_left_out_is_said_once(folder, caplog):
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a-checkpoint.jpg").touch()
+    for name in ("d.jfif", "e.AVIF", "f.gif"):
+        (folder / name).touch()
+    assert names(read_picture_folder(folder), folder) == [
+        *("a.jpg", "b/10.png", "b/2.webp", "c.PNG"),
+        "d.jfif",
+        "e.AVIF",
+        "f.gif",
+    ]
+    assert caplog.messages == [
+        f"Left out of {str(folder)!r}: 2 as hidden or a system's (.hidden.png, .ipynb_checkpoints), "
+        "1 as no picture (.txt)."
+    ]
+
+
+def test_nothing_left_out_is_not_said(tmp_path, caplog):
+    (tmp_path / "a.png").touch()
+    read_picture_folder(tmp_path)
+    assert not caplog.messages
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):
+    private = tmp_path_factory.mktemp("private") / "p.png"
+    private.touch()
+    (folder / "innocent.png").symlink_to(private)
+    (folder / "inside.png").symlink_to(folder / "a.jpg")
+    with pytest.raises(ValueError, match="`data` must hold its pictures itself, 'innocent.png' is a link out of"):
+        read_picture_folder(folder)
+    assert "innocent.png" in names(read_picture_folder(folder, allow_outside_files=True), folder)
+    (folder / "innocent.png").unlink()
+    assert "inside.png" in names(read_picture_folder(folder), folder)
+
+
+def test_a_data_set_in_the_cache_of_the_hub_is_links(tmp_path):
+    blobs, snapshot = tmp_path / "datasets--a--b" / "blobs", tmp_path / "datasets--a--b" / "snapshots" / "0af3"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1f").touch()
+    (snapshot / "a.png").symlink_to("../../blobs/1f")
+    assert names(read_picture_folder(snapshot), snapshot) == ["a.png"]
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`data` must hold at least one picture \(.png, .*found none in"):
+    with pytest.raises(ValueError, match=r"`data` must hold at least one picture \(.png, .*found none in '.*'\.$"):
+        read_picture_folder(tmp_path)
+    (tmp_path / ".hidden.png").touch()
+    with pytest.raises(ValueError, match=r"found none in '.*'\. Left out of '.*': 1 as hidden"):
         read_picture_folder(tmp_path)
     with pytest.raises(ValueError, match="`data` must be a folder of pictures that exists, got '.*nowhere'"):
         read_picture_folder(tmp_path / "nowhere")

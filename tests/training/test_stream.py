@@ -2,7 +2,6 @@ import io
 import itertools
 import json
 import tarfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from profusion_pipeline.method import picture_file
 from profusion_pipeline.training.data import CHOICE, batch_numbers
 from profusion_pipeline.training.stream import PictureStream, open_encoded_picture, open_picture_stream
 from training import write_shards
@@ -258,10 +258,24 @@ def test_a_sample_without_picture_is_named(tmp_path):
         broken.target()
 
 
-def test_a_picture_beyond_pillows_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="must hold whole pictures, sample 'a' is not one"):
+def test_a_picture_beyond_the_limit_is_refused(monkeypatch):
+    monkeypatch.setattr(picture_file, "MAX_PIXELS", 50)
+    with pytest.raises(ValueError, match="must hold whole pictures, sample 'a' is not one: .* must have at most"):
         open_encoded_picture({"bytes": encoded(8), "path": None}, name="sample 'a'")
+
+
+def test_a_picture_outside_of_the_data_is_refused(tmp_path):
+    """A table of a stranger's can name any file of this machine in place of the picture's bytes."""
+    (tmp_path / "private.png").write_bytes(encoded(8))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "a.png").write_bytes(encoded(8))
+    inside, outside = ({"bytes": None, "path": str(tmp_path / name)} for name in ("shards/a.png", "private.png"))
+    sentence = "`data` must hold its pictures itself, picture 'p' lies outside of '.*shards': allow_outside_files=True"
+    for folder in (tmp_path / "shards", "somebody/portraits"):
+        with pytest.raises(ValueError, match=sentence.replace(".*shards", f".*{Path(folder).name}")):
+            open_encoded_picture(outside, name="picture 'p'", folder=folder)
+    assert open_encoded_picture(inside, name="picture 'p'", folder=tmp_path / "shards").size == (8, 8)
+    assert open_encoded_picture(outside, name="picture 'p'").size == (8, 8)
 
 
 def test_a_shard_that_breaks_off_is_told_by_the_sample_before(tmp_path):

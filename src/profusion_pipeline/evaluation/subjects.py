@@ -1,6 +1,8 @@
 """Whom pictures are drawn of, and under which prompts: the folder of a study."""
 
 import hashlib
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..common.picture_walk import find_pictures, is_hidden, say_left_out
+from ..common.text_files import read_lines
 from ..method.reference_images import load_reference_image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,10 @@ class Picture(NamedTuple):
 
 
 def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
-    """A subject for each sub-folder, named like it; its pictures in the order of their names, other files left alone.
+    """A subject for each sub-folder, named like it, with its pictures in the order of their names.
+
+    Hidden files and folders, and what systems put beside pictures, are left out; a warning in the log says how many
+    files were.
 
     Args:
         folder: With a sub-folder for each subject.
@@ -83,15 +90,22 @@ def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} is no folder.")
-    subjects = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    subjects, left_out = [], defaultdict(list)
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)):
+        files, others = find_pictures(place, deep=False)
+        for why, names in others.items():
+            left_out[why] += names
         if not files:
-            raise ValueError(f"The subject {place.name!r} has no picture: {str(place)!r} must hold at least one.")
+            raise ValueError(
+                f"The subject {place.name!r} has no picture: {str(place)!r} must hold at least one. "
+                f"{say_left_out(others, place)}".rstrip()
+            )
         photos = tuple(load_reference_image(file, name=f"{place.name}/{file.name}") for file in files)
         subjects.append(Subject(place.name, photos, tuple(prompts)))
     if not subjects:
         raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} has none.")
+    if left_out:
+        logger.warning(say_left_out(left_out, folder))
     return subjects
 
 
@@ -99,13 +113,14 @@ def read_prompts(file: str | Path) -> list[str]:
     """The prompts in a file: one a line, without empty lines and those that begin with `#`.
 
     Args:
-        file: In UTF-8.
+        file: In UTF-8, or in UTF-16 with a byte order mark; a line ends at \\n or \\r\\n.
 
     Returns:
         The prompts.
 
     Raises:
-        ValueError: There is no such file, no prompt in it, or one stands there twice.
+        ValueError: There is no such file, it is in another encoding or has no such line ends, there is no prompt in
+            it, or one stands there twice.
 
     Example:
         >>> import tempfile
@@ -116,7 +131,9 @@ def read_prompts(file: str | Path) -> list[str]:
     """
     if not Path(file).is_file():
         raise ValueError(f"The file of prompts must exist, {str(file)!r} does not.")
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_lines(file)]
+    if any("\r" in line for line in lines):
+        raise ValueError(f"The file of prompts must end its lines in \\n or \\r\\n, {str(file)!r} does in \\r alone.")
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ValueError(f"The file of prompts must hold at least one, {str(file)!r} has none.")

@@ -36,6 +36,12 @@ class TrainingConfig:
         "learn (file_name) and other pictures of the same person (ref_img: one name or a list).",
         resumable=True,
     )
+    allow_outside_files: bool = setting(
+        False,
+        help="Learn pictures that metadata.jsonl names outside of data, or links that lead out of it; for data that "
+        "you trust with all your files.",
+        resumable=True,
+    )
     streaming: bool = setting(
         False,
         help="Read data as it comes, with the datasets library: folder or Hub id of WebDataset shards (.tar) or of "

@@ -6,7 +6,7 @@ accumulation steps or spread over processes sees the same samples. `batches.py` 
 """
 
 import functools
-import json
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..common.picture_walk import find_pictures, say_left_out
+from .metadata import MetadataRow, is_outside, read_metadata
 from .workers import read_loader
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
 METADATA_FILE = "metadata.jsonl"
 ORDER, CHOICE, NOISE, CAPTION = range(4)  # which generator of a seed
 
@@ -48,25 +51,32 @@ class PictureFolder:
 
 
 def read_picture_folder(
-    folder: str | Path, *, reference: str = "same", placeholder: str | None = None
+    folder: str | Path,
+    *,
+    reference: str = "same",
+    placeholder: str | None = None,
+    allow_outside_files: bool = False,
 ) -> PictureFolder:
     """List the pictures of a folder in the layout of Hugging Face's `imagefolder`.
 
     With a `metadata.jsonl` in the folder, its lines are the pictures to learn: `{"file_name": "a/1.png", "ref_img":
     ["a/2.png"], "text": "a photo of S*, smiling"}`, names relative to the folder, `ref_img` one name or a list, other
-    keys ignored. Without, all pictures at every depth are, in the order of their paths.
+    keys ignored. Without, all pictures at every depth are, in the order of their paths; hidden files and folders, and
+    what systems put beside pictures, are left out, and a warning in the log says how many files were.
 
     Args:
         folder: The data set.
         reference: "same" (a picture is its own reference) or "other" (one of its `ref_img`).
         placeholder: What stands for the person in captions (`text`); None leaves captions out.
+        allow_outside_files: Whether pictures may lie outside the folder: named so in `metadata.jsonl`, or links.
 
     Returns:
         The table of files, targets, references and captions. No picture is opened.
 
     Raises:
         ValueError: No such folder, no pictures in it, a line of metadata that is broken or names a file that isn't
-            there, `reference="other"` and a picture without `ref_img`, or a caption without the placeholder.
+            there or is outside, `reference="other"` and a picture without `ref_img`, or a caption without the
+            placeholder.
 
     Example:
         >>> read_picture_folder("portraits", reference="other")  # doctest: +SKIP
@@ -74,20 +84,30 @@ def read_picture_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`data` must be a folder of pictures that exists, got {str(folder)!r}.")
-    metadata = folder / METADATA_FILE
+    metadata, left_out = folder / METADATA_FILE, ""
     if metadata.is_file():
-        rows = _read_metadata(metadata)
+        rows = read_metadata(metadata, allow_outside_files=allow_outside_files)
     elif reference == "other":
         raise ValueError(
             f"`reference` is 'other', so {str(metadata)!r} must exist and name other pictures of each person (ref_img)."
         )
     else:
-        paths = [path for path in sorted(folder.rglob("*")) if _is_picture(path)]
-        rows = {path.relative_to(folder).as_posix(): _Row() for path in paths}
+        paths, others = find_pictures(folder)
+        rows = {path.relative_to(folder).as_posix(): MetadataRow() for path in paths}
+        outside = [] if allow_outside_files else [name for name in rows if is_outside(folder, name)]
+        if outside:
+            raise ValueError(
+                f"`data` must hold its pictures itself, {outside[0]!r} is a link out of {str(folder)!r}: "
+                "allow_outside_files=True allows it."
+            )
+        left_out = say_left_out(others, folder)
     if not rows:
         raise ValueError(
-            f"`data` must hold at least one picture ({', '.join(PICTURE_SUFFIXES)}), found none in {str(folder)!r}."
+            f"`data` must hold at least one picture (.png, .jpg, .webp or what else Pillow reads), found none in "
+            f"{str(folder)!r}. {left_out}".rstrip()
         )
+    if left_out:
+        logger.warning(left_out)
     if reference == "same":
         references = {name: (name,) for name in rows}
     else:
@@ -137,37 +157,6 @@ def checked_caption(caption: object, placeholder: str, name: str) -> str:
             f"(captions=False leaves captions out), got {said if len(said) <= 100 else said[:97] + '...'}."
         )
     return text.strip()
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-class _Row(NamedTuple):
-    others: tuple[str, ...] = ()
-    text: object = None
-
-
-def _read_metadata(path: Path) -> dict[str, _Row]:
-    rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{str(path)!r}, line {number},"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} must be one JSON object, got {line[:80]!r}: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise ValueError(f"{where} must be an object with a text `file_name`, got {line[:80]!r}.")
-        others = row.get("ref_img") or []
-        others = [others] if isinstance(others, str) else others
-        if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
-            raise ValueError(f"{where} must have as `ref_img` one file name or a list of them, got {others!r}.")
-        if row["file_name"] in rows:
-            raise ValueError(f"{where} must name each file once, {row['file_name']!r} was there before.")
-        rows[row["file_name"]] = _Row(tuple(others), row.get("text"))
-    return rows
 
 
 class Sample(NamedTuple):

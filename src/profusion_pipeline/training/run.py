@@ -62,9 +62,15 @@ class TrainingRun:
                 shuffle_buffer=config.shuffle_buffer,
                 horizontal_flip=config.horizontal_flip,
                 placeholder=placeholder,
+                folder=None if config.allow_outside_files else config.data,
             )
         else:
-            self.pictures = read_picture_folder(config.data, reference=config.reference, placeholder=placeholder)
+            self.pictures = read_picture_folder(
+                config.data,
+                reference=config.reference,
+                placeholder=placeholder,
+                allow_outside_files=config.allow_outside_files,
+            )
             captions = self.pictures.captions
             logger.info("%d of %d pictures have a caption", sum(map(bool, captions)), len(self.pictures.targets))
         self.components = components = load_training_components(config)

@@ -10,19 +10,21 @@ each; pictures are decoded only by the process that takes them.
 """
 
 import tarfile
-import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ..method.quoting import brief
 from ..method.reference_images import load_reference_image
 from .data import CHOICE, ORDER, Sample, checked_caption
+from .metadata import is_outside
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -99,6 +101,7 @@ class PictureStream:
         shuffle_buffer: Samples of a block; they are kept in memory as encoded files.
         horizontal_flip: Mirror every second sample, at random.
         placeholder: What stands for the person in captions; None leaves captions out.
+        folder: The data set, if files of this machine that samples name must lie in it; None lets them lie anywhere.
 
     Example:
         >>> stream = PictureStream(open_picture_stream("shards"), seed=0, shuffle_buffer=1000)  # doctest: +SKIP
@@ -114,8 +117,9 @@ class PictureStream:
         shuffle_buffer: int,
         horizontal_flip: bool = False,
         placeholder: str | None = None,
+        folder: str | Path | None = None,
     ):
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.folder = dataset, seed, folder
         self.shuffle_buffer, self.horizontal_flip, self.placeholder = shuffle_buffer, horizontal_flip, placeholder
         self.column = next(name for name in dataset.features if not name.startswith("__"))
         self.caption_columns = tuple(name for name in CAPTION_COLUMNS if placeholder and name in dataset.features)
@@ -191,7 +195,7 @@ class PictureStream:
 
     def _sample(self, number: int, example: dict) -> Sample:
         return Sample(
-            target=partial(open_encoded_picture, example[self.column], name=self._name(example)),
+            target=partial(open_encoded_picture, example[self.column], name=self._name(example), folder=self.folder),
             reference=None,
             flip=self.horizontal_flip and bool(np.random.default_rng((self.seed, CHOICE, number)).integers(2)),
             caption=self._caption(example),
@@ -211,18 +215,19 @@ class PictureStream:
         return f"picture {(example[self.column] or {}).get('path')!r}"
 
 
-def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str) -> Image.Image:
+def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str, folder: str | Path | None = None) -> Image.Image:
     """Decode what `datasets` calls an image that is not decoded yet.
 
     Args:
         encoded: `bytes` of a picture file, or the `path` of one; None where a sample has none.
         name: What errors call it.
+        folder: Where a `path` on this machine must lie; None lets it lie anywhere.
 
     Returns:
         A picture of mode "RGB", upright.
 
     Raises:
-        ValueError: It is missing, not whole, or larger than Pillow's limit.
+        ValueError: It is missing, not whole, outside, or has more than 300 million pixels.
 
     Example:
         >>> import io
@@ -235,10 +240,16 @@ def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str) -> Image.
 
     if encoded is None:
         raise ValueError(f"`data` must have a picture in every sample, {name} has none.")
+    path, content = encoded.get("path"), encoded.get("bytes")
+    is_local = content is None and path is not None and "://" not in path
+    if is_local and folder is not None and is_outside(Path(folder), Path(path).absolute()):
+        raise ValueError(
+            f"`data` must hold its pictures itself, {name} lies outside of {str(folder)!r}: allow_outside_files=True "
+            "allows it, if you trust this data set with all your files."
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = ImageFeature().decode_example(encoded)
-    except (*READ_ERRORS, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"`data` must hold whole pictures, {name} is not one: {error}") from error
-    return load_reference_image(picture, name)
+        if content is None:
+            content = path if is_local else ImageFeature().decode_example(encoded)
+        return load_reference_image(content, "image")
+    except READ_ERRORS as error:
+        raise ValueError(f"`data` must hold whole pictures, {name} is not one: {brief(error)}") from error
