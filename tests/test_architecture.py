@@ -50,7 +50,7 @@ SHIPPED = {
     "adapters": {"torch", "numpy"},
     "concept_file": {"torch", "safetensors", "huggingface_hub"},
     "concept_loader": {"torch", "diffusers"},
-    "encoding": {"torch", "PIL", "diffusers"},
+    "encoding": {"torch", "PIL", "diffusers", "transformers"},
     "entry": {"diffusers"},
     "call_inputs": {"torch"},
     "callbacks": {"torch"},

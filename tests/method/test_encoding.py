@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from calls import CLOSE, PROMPT, latents_of, picture, relative, seeded
+from profusion_pipeline.method.encoding import posterior
 from profusion_pipeline.method.subject_embedding import SubjectEmbedding
 
 pytestmark = pytest.mark.numeric
@@ -46,6 +47,25 @@ def test_texts_are_encoded_in_the_batches_of_stable_diffusion(pipe):
         expected = base.encode_prompt(**texts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
     for ours, theirs in zip(pipe.encode_prompt(**texts), expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_the_posterior_is_what_the_vae_samples_from(pipe):
+    pixels = torch.rand(2, 3, 16, 16, generator=seeded()) * 2 - 1
+    mean, std = posterior(pipe.vae, pixels, "cpu")
+    with torch.no_grad():
+        sample = pipe.vae.encode(pixels).latent_dist.sample(seeded(1)) * pipe.vae.config.scaling_factor
+    noise = torch.randn(mean.shape, generator=seeded(1))
+    torch.testing.assert_close(mean + std * noise, sample, rtol=1e-5, atol=1e-6)
+
+
+def test_an_autoencoder_without_posterior_is_sure_of_its_latents():
+    widths = dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
+    vae = AutoencoderTiny(**widths, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.5).eval()
+    pixels = torch.rand(1, 3, 16, 16, generator=seeded()) * 2 - 1
+    mean, std = posterior(vae, pixels, "cpu")
+    with torch.no_grad():
+        assert torch.equal(mean, vae.encode(pixels).latents * 0.5)
+    assert not std.any()
 
 
 def test_pictures_need_an_image_encoder(pipe):

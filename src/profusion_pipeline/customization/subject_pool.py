@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..method.encoding import posterior, vision_states
 from ..method.framing import vae_pixels, vision_pixels
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.reference_images import Reference, load_picture, load_reference_image
@@ -151,7 +152,6 @@ def augmented_pictures(
     return [_to_image(one) for one in (picture, *pictures)]
 
 
-@torch.no_grad()
 def encode_pictures(pipe: ProFusionPipeline, pictures: list[Image.Image], height: int, width: int) -> EncodedPool:
     """What VAE and vision tower say of pictures, as the pipeline prepares its references.
 
@@ -169,17 +169,14 @@ def encode_pictures(pipe: ProFusionPipeline, pictures: list[Image.Image], height
         >>> encode_pictures(load_demo_pipeline(), demo_portraits(), 64, 64).mean.shape
         torch.Size([4, 32, 8, 8])
     """
-    device, means, stds, states = pipe._execution_device, [], [], []
+    device, encoded = pipe._execution_device, []
     for start in range(0, len(pictures), ENCODED_AT_ONCE):
         some = pictures[start : start + ENCODED_AT_ONCE]
         pixels = vae_pixels(pipe.image_processor, some, height, width)  # [b, 3, H, W]
-        posterior = pipe.vae.encode(pixels.to(device, pipe.vae.dtype)).latent_dist
-        means.append(posterior.mean * pipe.vae.config.scaling_factor)
-        stds.append(posterior.std * pipe.vae.config.scaling_factor)
         views = vision_pixels(pipe.feature_extractor, some)  # [b, 3, h, w]
-        states.append(pipe.image_encoder(views.to(device, pipe.image_encoder.dtype)).last_hidden_state)
+        encoded.append((*posterior(pipe.vae, pixels, device), vision_states(pipe.image_encoder, views, device)))
     pipe.maybe_free_model_hooks()
-    return EncodedPool(torch.cat(means), torch.cat(stds), torch.cat(states))
+    return EncodedPool(*map(torch.cat, zip(*encoded, strict=True)))
 
 
 def _to_tensor(picture: Image.Image) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from . import framing
+
 
 def shown(value: Any) -> str:
     """A value as an error shows it: its `repr`, cut where it is long.
@@ -421,7 +423,7 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
         (64, 64)
     """
     promptnet, trained = components["promptnet"], components["unet"].config.sample_size
-    scale = 2 ** (len(components["vae"].config.block_out_channels) - 1)
+    scale = framing.vae_scale_factor(components["vae"])
     sides = subjects[0].latents.shape[-2:] if subjects else [trained] * 2 if isinstance(trained, int) else trained
     height = check_count("height", scale * sides[0] if height is None else height, at_least=1)
     width = check_count("width", scale * sides[1] if width is None else width, at_least=1)

@@ -3,10 +3,55 @@
 from dataclasses import replace
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+from diffusers import AutoencoderKL
 from PIL import Image
+from transformers import CLIPVisionModel
 
 from . import call_inputs, framing, reference_images, subject_embedding, subject_prompt
+
+
+@torch.no_grad()
+def posterior(
+    vae: AutoencoderKL, pixels: torch.Tensor, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents of pictures; the mean is what PromptNet reads of a reference.
+
+    Args:
+        vae: The autoencoder. `AutoencoderTiny` knows no deviation: it is 0.
+        pixels: In -1..1. [R, 3, H, W]
+        device: Where the VAE computes.
+
+    Returns:
+        Both times the VAE's scaling factor. [R, C, h, w] each
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> posterior(load_demo_pipeline().vae, torch.zeros(1, 3, 64, 64), "cpu")[0].shape
+        torch.Size([1, 32, 8, 8])
+    """
+    encoded, scale = vae.encode(pixels.to(device, vae.dtype)), vae.config.scaling_factor
+    if hasattr(encoded, "latents"):
+        return encoded.latents * scale, torch.zeros_like(encoded.latents)
+    return encoded.latent_dist.mean * scale, encoded.latent_dist.std * scale
+
+
+@torch.no_grad()
+def vision_states(image_encoder: CLIPVisionModel, pixels: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """V, what the vision tower sees in pictures.
+
+    Args:
+        image_encoder: The CLIP vision tower.
+        pixels: From the feature extractor. [R, 3, h, w]
+        device: Where the tower computes.
+
+    Returns:
+        The last hidden states of all tokens, without the post layer norm. [R, N, V]
+
+    Example:
+        >>> vision_states(pipe.image_encoder, pixels, "cuda").shape  # doctest: +SKIP
+        torch.Size([1, 257, 1280])
+    """
+    return image_encoder(pixels.to(device, image_encoder.dtype)).last_hidden_state
 
 
 class EncodingMixin:
@@ -131,10 +176,8 @@ class EncodingMixin:
         """Latents [1, C, h, w] and vision states [1, N, V]."""
         device = self._execution_device
         pixels = framing.vae_pixels(self.image_processor, [reference], height, width)  # [1, 3, H, W]
-        latents = retrieve_latents(self.vae.encode(pixels.to(device, self.vae.dtype)), sample_mode="argmax")
         views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
-        image_states = self.image_encoder(views.to(device, self.image_encoder.dtype)).last_hidden_state
-        return latents * self.vae.config.scaling_factor, image_states
+        return posterior(self.vae, pixels, device)[0], vision_states(self.image_encoder, views, device)
 
     def _encode_texts(self, texts: list[str], lora_scale: float) -> torch.Tensor:
         """Text states of each text. [P, T, D]"""

@@ -7,12 +7,30 @@ from extreme strips what would be cut off anyway is cut off before.
 import math
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import CLIPImageProcessor
 
 SCALED_PIXELS = 2**25  # 33 million, 96 MB: the largest picture that is made only to be cropped
 SUPPORT = 4  # pixels that a filter reads around a place, and a little more
+
+
+def vae_scale_factor(vae: AutoencoderKL) -> int:
+    """Pixels along one side of a cell of the latents.
+
+    Args:
+        vae: The autoencoder, which halves the sides after each of its blocks but the last.
+
+    Returns:
+        8 for Stable Diffusion's.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> vae_scale_factor(load_demo_pipeline().vae)
+        8
+    """
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def crop_strip(picture: Image.Image, height: int, width: int) -> Image.Image:

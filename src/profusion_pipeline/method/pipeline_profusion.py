@@ -41,6 +41,7 @@ from . import (
     callbacks,
     concept_loader,
     encoding,
+    framing,
     fusion_sampling,
     guidance_rows,
     loading,
@@ -159,7 +160,7 @@ class ProFusionPipeline(
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent cell, along one side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return framing.vae_scale_factor(self.vae)
 
     def load_ip_adapter(self, *args, **kwargs) -> None:
         """There is none: PromptNet has its place, and the call's `image` its argument.

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from ..method import framing
+from ..method import encoding, framing
 from ..method.reference_images import load_reference_image
 from .data import PictureFolder, Sample, choose_sample, leave_signals_to_the_main_process, load_batches
 from .workers import read_loader
@@ -73,7 +73,6 @@ class Encoders:
     vae: AutoencoderKL
     image_encoder: CLIPVisionModel
 
-    @torch.no_grad()
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the VAE knows of the latents of pictures.
 
@@ -83,11 +82,8 @@ class Encoders:
         Returns:
             Mean and standard deviation `[B, C, h, w]`, times the VAE's scaling factor.
         """
-        distribution = self.vae.encode(pixels.to(self.vae.device)).latent_dist
-        scale = self.vae.config.scaling_factor
-        return scale * distribution.mean, scale * distribution.std  # [B, C, h, w] each
+        return encoding.posterior(self.vae, pixels, self.vae.device)
 
-    @torch.no_grad()
     def image_states(self, vision_pixels: torch.Tensor) -> torch.Tensor:
         """What the vision tower sees in pictures.
 
@@ -97,7 +93,7 @@ class Encoders:
         Returns:
             The last hidden states of all tokens `[B, N, V]`, without the post layer norm.
         """
-        return self.image_encoder(vision_pixels.to(self.image_encoder.device)).last_hidden_state  # [B, N, V]
+        return encoding.vision_states(self.image_encoder, vision_pixels, self.image_encoder.device)
 
 
 class Batch(NamedTuple):

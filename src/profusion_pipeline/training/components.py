@@ -10,6 +10,7 @@ from huggingface_hub import file_exists
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from ..common.open_pipeline import pipeline_source
+from ..method.framing import vae_scale_factor
 from ..method.modeling_promptnet import PromptNet
 from .config import TrainingConfig
 
@@ -65,7 +66,7 @@ class TrainingComponents:
     @property
     def pixels_per_latent(self) -> int:
         """Pixels along one side of a latent cell."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return vae_scale_factor(self.vae)
 
 
 def load_training_components(config: TrainingConfig) -> TrainingComponents:
