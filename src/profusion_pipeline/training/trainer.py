@@ -151,9 +151,9 @@ def train_promptnet(config: TrainingConfig) -> Path:
     `tensorboard/` if tensorboard is installed, and in the end `promptnet/`, the averaged weights, to be used as
     `ProFusionPipeline.from_pretrained(base, promptnet=PromptNet.from_pretrained(folder))`.
 
-    A run can be stopped at any time, also by `kill -9`, and goes on from its newest checkpoint with `resume=True`; on a
-    CPU it ends with the same bits as if nothing had happened. SIGTERM and Ctrl-C end it after the step under way and a
-    checkpoint; several processes agree on it when they next write into the log.
+    A run can be stopped at any time, also by `kill -9`, and goes on from its newest checkpoint with `resume=True`; on
+    the same CPU it ends with the same bits as if nothing had happened. SIGTERM and Ctrl-C end it after the step under
+    way and a checkpoint; several processes agree on it when they next write into the log.
 
     A GPU is taken if there is one. Several processes, on as many GPUs or on a CPU, are started by
     `torchrun --no-python --nproc-per-node 2 profusion train ...`, or by `accelerate launch --no_python --multi_gpu
