@@ -58,6 +58,11 @@ def test_the_header_is_json_that_anybody_can_read(tmp_path):
     assert facts["base_hash"] == "ab" * 32 and facts["settings"]["rank"] == CustomizeConfig().rank
 
 
+def test_a_notebook_shows_a_line():
+    assert repr(make()) == "Concept('woman', mode='lora', 100 steps, loss 0.2500, 0.00 MB, for 'owner/base')"
+    assert len(repr(make(class_noun="x" * 10**6, base_model="y" * 10**6))) <= 300
+
+
 def test_changes_by_component():
     assert list(make().changes_of("unet")) == ["to_q.lora_A.weight"]
     assert list(make().changes_of("promptnet")) == ["to_q.lora_B.weight"]
@@ -183,6 +188,51 @@ def test_sources_that_hold_no_concept(tmp_path):
         Concept.from_pretrained("no-such/place", local_files_only=True, cache_dir=tmp_path)
     with pytest.raises(OSError, match="There is no concept at '/no/such/folder', neither"):
         Concept.from_pretrained("/no/such/folder")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (dict(weights=torch.zeros(1)), "`weights` must be 0 or more, and not all 0"),
+        (dict(weights=torch.full((1,), float("nan"))), "`weights` must hold finite numbers"),
+        (dict(latents=torch.zeros(1, 4, 8, 8).cfloat()), "`latents` must be a tensor of floats, got torch.complex64"),
+        (dict(image_states=torch.zeros(1, 0, 24)), r"`image_states` must have the shape \[R, N, V\]"),
+        (dict(settings={}), "`mode` must be 'lora' or 'full', got None"),
+        (dict(settings={"mode": "dora"}), "`mode` must be 'lora' or 'full', got 'dora'"),
+        (dict(settings=[1]), r"`settings` must be of dict, got \[1\]"),
+        (dict(steps=True), "`steps` must be of int, got True"),
+        (dict(class_noun=3), "`class_noun` must be of str, got 3"),
+        (dict(changes={"vae.x": torch.ones(1)}), "`changes` must be of `unet.` or `promptnet.`, got 'vae.x'"),
+        (dict(changes={"unet.x": torch.ones(1).int()}), "`unet.x` must be a tensor of floats, got torch.int32"),
+        (dict(changes={"unet.x": torch.full((1,), float("inf"))}), "`unet.x` must hold finite numbers"),
+    ],
+)
+def test_what_is_no_concept_is_not_believed(facts, message, tmp_path, monkeypatch):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(**facts)
+    monkeypatch.setattr(Concept, "__post_init__", lambda self: None)
+    make(**facts).save_pretrained(tmp_path)  # as somebody else may write one
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=f"holds no concept that can be used: {message}"):
+        Concept.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("", "Expecting value"),
+        ("[1]", "its header must say class_noun, base_model"),
+        ("null", "its header must say class_noun"),
+        ("{}", "its header must say class_noun"),
+        ("[" * 10**5, "recursion"),
+        ("{" * 10, "Expecting property name"),
+    ],
+)
+def test_a_header_that_says_nothing(header, message, tmp_path):
+    tensors = {f"subject.{name}": getattr(make(), name) for name in ("latents", "image_states", "weights")}
+    save_file(tensors, tmp_path / FILE, metadata={"concept": header})
+    with pytest.raises(ValueError, match=f"holds no concept that can be used: .*{message}"):
+        Concept.from_pretrained(tmp_path)
 
 
 def test_a_cut_file_is_an_error(tmp_path):

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -373,6 +374,34 @@ def test_a_concept_for_another_base(learnt):
 def test_a_name_that_is_none(pipe, learnt, name):
     with pytest.raises(ValueError, match="`name` must be made of letters, digits, `_` and `-`, got"):
         pipe.load_concept(learnt["ada"], name=name)
+
+
+def test_both_models_or_neither(learnt, monkeypatch):
+    """PromptNet's part fails: the UNet is as before, and the good concept loads under that name."""
+    pipe, broken = tiny_pipeline(), RuntimeError("no room")
+    before = sample(pipe, image=photo())
+    monkeypatch.setattr(pipe.promptnet, "load_lora_adapter", lambda *args, **kwargs: (_ for _ in ()).throw(broken))
+    with pytest.raises(RuntimeError, match="no room"):
+        pipe.load_concept(learnt["ada"], name="ada")
+    monkeypatch.undo()
+    assert not pipe.concepts and not getattr(pipe.unet, "peft_config", None)
+    assert torch.equal(sample(pipe, image=photo()), before)
+    pipe.load_concept(learnt["ada"], name="ada")
+    assert not torch.equal(sample(pipe), before)
+
+
+def test_changes_of_other_shapes_are_refused_before_anything_is_touched(pipe, learnt):
+    for name in ("ada", "full"):
+        changes = learnt[name].changes
+        one = next(iter(changes))
+        for bad in (changes[one][:1], changes[one].flatten()[:1], changes[one][None]):
+            concept = replace(learnt[name], changes=changes | {one: bad})
+            with pytest.raises(ValueError, match="change weights that UNet2DConditionModel has, in their own"):
+                pipe.load_concept(concept)
+        elsewhere = replace(learnt[name], changes={f"promptnet.{one}": changes[one]})
+        with pytest.raises(ValueError, match="must change weights that PromptNet has"):
+            pipe.load_concept(elsewhere)
+    assert not pipe.concepts and not getattr(pipe.unet, "peft_config", None)
 
 
 def test_a_name_that_is_taken(pipe, learnt):

@@ -42,19 +42,38 @@ def test_to_leaves_the_weights():
     "overrides",
     [
         dict(latents=torch.zeros(4, 8, 8)),
+        dict(latents=torch.zeros(2, 4, 8, 0)),
         dict(image_states=torch.zeros(2, 24)),
+        dict(image_states=torch.zeros(2, 0, 24)),
         dict(weights=torch.zeros(2, 1)),
         dict(weights=torch.ones(3)),
     ],
 )
 def test_shapes_agree(overrides):
-    with pytest.raises(ValueError, match=r"\[R, C, h, w\], `image_states` \[R, N, V\] and `weights` \[R\] of the same"):
+    (name,) = overrides
+    with pytest.raises(
+        ValueError, match=rf"`{name}` must have the shape \[R|must be of the same R references, got 2, 2"
+    ):
         subject(**overrides)
 
 
-@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
+@pytest.mark.parametrize("name", ["latents", "image_states", "weights"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_they_are_floats(name, dtype):
+    with pytest.raises(TypeError, match=f"`{name}` must be a tensor of floats, got {dtype}"):
+        subject(**{name: getattr(subject(), name).to(dtype)})
+
+
+@pytest.mark.parametrize("name", ["latents", "image_states", "weights"])
+def test_they_are_finite(name):
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"`{name}` must hold finite numbers, got"):
+            subject(**{name: torch.full_like(getattr(subject(), name), value)})
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0]])
 def test_weights_count(weights):
-    with pytest.raises(ValueError, match="weights of the references must be finite, 0 or more, and not all 0"):
+    with pytest.raises(ValueError, match="`weights` must be 0 or more, and not all 0"):
         subject(weights=torch.tensor(weights))
 
 
@@ -66,5 +85,26 @@ def test_files_that_are_something_else(tmp_path):
     with pytest.raises(ValueError, match="isn't a whole safetensors file"):
         SubjectEmbedding.load(path)
     save_file({"weights": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match=r"holds \['weights'\], not the \['image_states', 'latents', 'weights'\]"):
+    with pytest.raises(
+        ValueError, match=r"must hold the \['image_states', 'latents', 'weights'\] .* got \['weights'\]"
+    ):
         SubjectEmbedding.load(path)
+
+
+def test_a_file_of_numbers_that_can_not_be_drawn(tmp_path):
+    path = tmp_path / "ada.safetensors"
+    save_file(
+        {
+            "latents": torch.full((1, 4, 8, 8), float("nan")),
+            "image_states": torch.ones(1, 5, 24),
+            "weights": torch.ones(1),
+        },
+        path,
+    )
+    with pytest.raises(ValueError, match="holds no subject that can be drawn: `latents` must hold finite numbers"):
+        SubjectEmbedding.load(path)
+
+
+def test_a_notebook_shows_a_line(tmp_path):
+    expected = "SubjectEmbedding(latents [2, 4, 8, 8], image_states [2, 5, 24], weights [1.0, 1.0])"
+    assert repr(subject(weights=torch.ones(2))) == expected

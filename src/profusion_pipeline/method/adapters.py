@@ -76,6 +76,24 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module) ->
     return digest.hexdigest()
 
 
+def check_changes(model: nn.Module, changes: dict[str, torch.Tensor], mode: str) -> None:
+    """What was learnt must be of weights that the model has: of their shape, or factors `lora_A` and `lora_B` of it."""
+    weights = base_weights(model)
+    for name, tensor in changes.items():
+        layer, _, factor = name.partition(".lora_")
+        weight = weights.get(name if mode == "full" else f"{layer}.weight")
+        shape = None if weight is None else list(weight.shape)
+        if mode == "lora" and shape is not None:
+            down, up = (changes.get(f"{layer}.lora_{one}.weight") for one in "AB")
+            rank = 0 if down is None or up is None or down.ndim != 2 else len(down)
+            shape = {"A.weight": [rank, shape[-1]], "B.weight": [shape[0], rank]}.get(factor) if rank else None
+        if list(tensor.shape) != shape:
+            raise ValueError(
+                f"The concept must change weights that {type(model).__name__} has, in their own shapes, got "
+                f"{name[:100]!r} {list(tensor.shape)}."
+            )
+
+
 def active_adapters(model: nn.Module) -> list[str]:
     """The adapters of a model that compute every row of a batch.
 

@@ -158,8 +158,35 @@ def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dt
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Numbers that a call computes with."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"`{name}` must hold finite numbers, got {int((~torch.isfinite(tensor)).sum())} that aren't.")
+    bad = ~torch.isfinite(tensor.float())  # which 8-bit floats don't know themselves
+    if bad.any():
+        raise ValueError(f"`{name}` must hold finite numbers, got {int(bad.sum())} that aren't.")
+
+
+def check_floats(name: str, tensor: Any, shape: str) -> None:
+    """A tensor of finite floats with a letter of `shape`, such as "R C h w", for each of its dimensions."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise TypeError(f"`{name}` must be a tensor of floats, got {kind}.")
+    letters = shape.split()
+    if tensor.ndim != len(letters) or not tensor.numel():
+        wanted = f"[{', '.join(letters)}]"
+        raise ValueError(f"`{name}` must have the shape {wanted}, none of them 0, got {list(tensor.shape)}.")
+    check_finite(name, tensor)
+
+
+def check_subject(latents: Any, image_states: Any, weights: Any) -> None:
+    """The three tensors of one subject: latents [R, C, h, w], vision states [R, N, V] and weights [R]."""
+    check_floats("latents", latents, "R C h w")
+    check_floats("image_states", image_states, "R N V")
+    check_floats("weights", weights, "R")
+    if not len(latents) == len(image_states) == len(weights):
+        raise ValueError(
+            "`latents`, `image_states` and `weights` must be of the same R references, got "
+            f"{len(latents)}, {len(image_states)} and {len(weights)}."
+        )
+    if min(weights.tolist()) < 0 or not any(weights.tolist()):
+        raise ValueError(f"`weights` must be 0 or more, and not all 0, got {shown(weights.tolist())}.")
 
 
 def check_callback(callback: Any) -> None:

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import whole_files
+from . import call_inputs, whole_files
 
 FILE = "concept.safetensors"
 SUBJECT = ("latents", "image_states", "weights")
@@ -46,7 +46,7 @@ that person's consent only.
 )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Concept:
     """What customising a pipeline to one subject gives: it can be saved, shared, and loaded beside others.
 
@@ -65,6 +65,10 @@ class Concept:
         steps: Optimiser steps done.
         loss: Mean of the last ten.
 
+    Raises:
+        TypeError: A field is of another type, or a tensor isn't of floats.
+        ValueError: Shapes disagree, a number isn't finite, or the settings know no such mode.
+
     Example:
         >>> concept = Concept.from_pretrained("ada")  # doctest: +SKIP
         >>> pipe.load_concept(concept)  # doctest: +SKIP
@@ -80,6 +84,27 @@ class Concept:
     settings: dict[str, Any]
     steps: int
     loss: float
+
+    def __post_init__(self):
+        call_inputs.check_subject(self.latents, self.image_states, self.weights)
+        for name, kind in FACTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"`{name}` must be of {kind.__name__}, got {call_inputs.shown(value)}.")
+        call_inputs.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
+        if not isinstance(self.changes, dict):
+            raise TypeError(f"`changes` must be a dictionary, got {type(self.changes).__name__}.")
+        for name, tensor in self.changes.items():
+            if not name.startswith(("unet.", "promptnet.")):
+                raise ValueError(f"`changes` must be of `unet.` or `promptnet.`, got {call_inputs.shown(name)}.")
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                raise TypeError(f"`{name}` must be a tensor of floats, got {getattr(tensor, 'dtype', type(tensor))}.")
+            call_inputs.check_finite(name, tensor)
+
+    def __repr__(self) -> str:
+        noun, base = call_inputs.shown(self.class_noun), call_inputs.shown(self.base_model)
+        learnt = f"mode={self.mode!r}, {self.steps} steps, loss {self.loss:.4f}, {self.num_bytes / 1e6:.2f} MB"
+        return f"Concept({noun}, {learnt}, for {base})"
 
     @property
     def mode(self) -> str:
@@ -165,7 +190,14 @@ class Concept:
         if "concept" not in metadata or any(f"subject.{name}" not in tensors for name in SUBJECT):
             raise ValueError(f"{str(path)!r} is a safetensors file, but holds no concept.")
         subject = {name: tensors.pop(f"subject.{name}") for name in SUBJECT}
-        return cls(**subject, changes=tensors, **json.loads(metadata["concept"]))
+        try:
+            facts = json.loads(metadata["concept"])
+            missing = [name for name in FACTS if not isinstance(facts, dict) or name not in facts]
+            if missing:
+                raise ValueError(f"its header must say {', '.join(missing)}.")
+            return cls(**subject, changes=tensors, **{name: facts[name] for name in FACTS})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{str(path)!r} holds no concept that can be used: {error}") from error
 
     @staticmethod
     def _download(repo_id: str, **hub_options: Any) -> Path:

@@ -137,16 +137,31 @@ class ConceptLoaderMixin:
                 f"{concept.base_hash[:12]}..., but those of this pipeline have {ours[:12]}...: it fits its own base "
                 "only."
             )
+        call_inputs.list_subjects(concept, 1, self.promptnet.config)
+        for component in CHANGED_MODELS:
+            adapters.check_changes(getattr(self, component), concept.changes_of(component), concept.mode)
         adapter = f"concept_{uuid.uuid4().hex}"
         if concept.mode == "lora":
             with shared_models.in_use(self._changed_models, to_change=True, advice=WAIT):
-                for component, model in zip(CHANGED_MODELS, self._changed_models, strict=True):
-                    with adapters.keep_active(model):
-                        model.load_lora_adapter(
-                            concept.changes_of(component), prefix=None, adapter_name=adapter, _pipeline=self
-                        )
-                    adapters.follow_rows(model)
+                self._add_adapter(concept, adapter)
         self.concepts[name] = LoadedConcept(concept, 1.0, adapter)
+
+    def _add_adapter(self, concept: concept_file.Concept, adapter: str) -> None:
+        """To all models, or to none."""
+        try:
+            for component, model in zip(CHANGED_MODELS, self._changed_models, strict=True):
+                changes = concept.changes_of(component)
+                with adapters.keep_active(model):
+                    model.load_lora_adapter(changes, prefix=None, adapter_name=adapter, _pipeline=self)
+                adapters.follow_rows(model)
+        except BaseException:
+            self._remove_adapter(adapter)
+            raise
+
+    def _remove_adapter(self, adapter: str) -> None:
+        for model in self._changed_models:
+            if adapter in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
+                adapters.remove_adapter(model, adapter)
 
     def set_concept_scale(self, scale: float, name: str | None = None) -> None:
         """Say how much of what was learnt counts.
@@ -186,10 +201,7 @@ class ConceptLoaderMixin:
         names = self._named("name", name)
         with shared_models.in_use(self._changed_models, to_change=True, advice=WAIT):
             for one in names:
-                adapter = self.concepts.pop(one).adapter
-                for model in self._changed_models:
-                    if adapter in getattr(model, "peft_config", {}):  # else `unload_lora_weights` took it along
-                        adapters.remove_adapter(model, adapter)
+                self._remove_adapter(self.concepts.pop(one).adapter)
 
     @property
     def _changed_models(self) -> list[torch.nn.Module]:

@@ -7,10 +7,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import whole_files
+from . import call_inputs, whole_files
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SubjectEmbedding:
     """R reference pictures of one subject, encoded. It takes the place of `image` in a call, and of the image encoder.
 
@@ -20,7 +20,8 @@ class SubjectEmbedding:
         weights: How much each reference counts, 0 or more and not all 0. [R]
 
     Raises:
-        ValueError: Shapes disagree, or a weight is negative, not finite, or all are 0.
+        TypeError: One isn't a tensor of floats.
+        ValueError: Shapes disagree, a number isn't finite, or a weight is negative, or all are 0.
 
     Example:
         >>> subject = SubjectEmbedding(torch.zeros(2, 4, 64, 64), torch.zeros(2, 257, 1280), torch.ones(2))
@@ -33,15 +34,11 @@ class SubjectEmbedding:
     weights: torch.Tensor
 
     def __post_init__(self):
-        shapes = [tuple(tensor.shape) for tensor in (self.latents, self.image_states, self.weights)]
-        if [len(shape) for shape in shapes] != [4, 3, 1] or len({shape[0] for shape in shapes}) != 1:
-            raise ValueError(
-                "A SubjectEmbedding has `latents` [R, C, h, w], `image_states` [R, N, V] and `weights` [R] of the "
-                f"same R references, not {shapes[0]}, {shapes[1]} and {shapes[2]}."
-            )
-        weights = self.weights.tolist()
-        if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
-            raise ValueError(f"The weights of the references must be finite, 0 or more, and not all 0, not {weights}.")
+        call_inputs.check_subject(self.latents, self.image_states, self.weights)
+
+    def __repr__(self) -> str:
+        shapes = f"latents {list(self.latents.shape)}, image_states {list(self.image_states.shape)}"
+        return f"SubjectEmbedding({shapes}, weights {call_inputs.shown(self.weights.tolist())})"
 
     def to(self, *args) -> "SubjectEmbedding":
         """The same subject on another device or in another dtype.
@@ -102,6 +99,10 @@ class SubjectEmbedding:
         names = set(cls.__dataclass_fields__)
         if set(tensors) != names:
             raise ValueError(
-                f"{os.fspath(path)!r} holds {sorted(tensors)}, not the {sorted(names)} of a SubjectEmbedding."
+                f"{os.fspath(path)!r} must hold the {sorted(names)} of a SubjectEmbedding, got "
+                f"{call_inputs.shown(sorted(tensors))}."
             )
-        return cls(**tensors)
+        try:
+            return cls(**tensors)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} holds no subject that can be drawn: {error}") from error
