@@ -23,7 +23,7 @@ ORDER = [
 ]
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}
 
-CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub", "safetensors"}
+CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub", "safetensors", "filelock"}
 TRAINING = {"accelerate", "peft", "datasets", "tqdm"}  # of the extra `train`, and what comes with it
 EXTRAS = {
     "customization.learning_weights": TRAINING | {"bitsandbytes"},

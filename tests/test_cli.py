@@ -715,3 +715,23 @@ def test_evaluation_config():
     words = "evaluate --output out --questions 1 5 --worker 1 --workers 2 --pool-size 1".split()
     config = config_of(build_parser().parse_args(words), EvaluationConfig)
     assert (config.questions, config.share, config.pool_size) == ((1, 5), (1, 2), 1)
+
+
+@pytest.mark.parametrize("out", ["/proc/x", "file"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["customize", "--model", "nowhere", "--image", "photo.png", "--force", "--out"],
+        ["train", "--model", "nowhere", "--data", "nowhere", "--output"],
+        ["evaluate", "--model", "nowhere", "--subjects", "nowhere", "--prompts", "nowhere", "--output"],
+        ["export", "nowhere", "--force"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_can_not_be_written_to_is_told_before_any_work(words, out, photo, tmp_path, monkeypatch, capsys):
+    """No model is looked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert main([*words, out]) == 1
+    assert re.search(rf"must be a place that can be written to \(.*\), got '{out}'.$", capsys.readouterr().err)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -92,7 +92,7 @@ def _demo(args: argparse.Namespace) -> None:
         grid = render_demo_grid(
             pipe, demo_portraits(), prompts=PROMPTS, seed=args.seed, num_inference_steps=args.steps, progress=progress
         )
-    write_pictures([grid], paths)
+    write_pictures([grid], paths, replace=args.force)
     print(paths[0])
 
 
@@ -130,7 +130,7 @@ def _generate(args: argparse.Namespace) -> None:
         size_and_weights = (given.pop(name, None) for name in ("image_weights", "height", "width"))
         given["subject"] = pipe.encode_subject(references, *size_and_weights)
     images = pipe(generator=generators, **given).images
-    write_pictures(images, paths)
+    write_pictures(images, paths, replace=args.force)
     print(f"seed {first}", file=sys.stderr)
     print(*paths, sep="\n")
 
@@ -139,8 +139,12 @@ def _customize(args: argparse.Namespace) -> None:
     config = config_of(args, CustomizeConfig)
     config = dataclasses.replace(config, mixed_precision=launched_precision(config.mixed_precision, None))
     out = Path(args.out)
-    if out.exists() and not args.force:
+    if out.is_dir() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
+
+    from .common.files import check_folder, whole_folder, write_or_keep
+
+    check_folder(out, "--out")
 
     from .customization.customize import customize
     from .method.reference_images import load_picture, load_reference_image
@@ -148,7 +152,15 @@ def _customize(args: argparse.Namespace) -> None:
     photo = load_reference_image(args.image, name="--image")
     mask = None if args.mask is None else load_picture(args.mask, name="--mask")  # with what is transparent
     concept = customize(_load_pipeline(args.model, args.device, args.dtype), photo, config, mask=mask)
-    concept.save_pretrained(out)
+
+    def write(folder: Path) -> None:
+        if args.force:
+            concept.save_pretrained(folder / out.name)
+        else:
+            with whole_folder(folder / out.name, replace=False) as new:
+                concept.save_pretrained(new)
+
+    write_or_keep(write, out.parent)
     print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)
     print(out)
 

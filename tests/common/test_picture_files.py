@@ -1,3 +1,5 @@
+import tempfile
+
 import pytest
 from PIL import Image
 
@@ -12,11 +14,63 @@ def test_several_pictures_are_numbered(tmp_path):
     assert output_paths(tmp_path / "me.jpg", 3) == [tmp_path / f"me-{i}.jpg" for i in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".webp", ".tif", ".bmp", ".gif", ".pdf", ".jp2", ".tga"])
+def test_formats_that_hold_colour(tmp_path, suffix):
+    assert output_paths(tmp_path / f"me{suffix}", 1) == [tmp_path / f"me{suffix}"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "suffix", [".xbm", ".h5", ".hdf", ".wmf", ".emf", ".msp", ".palm", ".grib", ".bufr", ".blp", ".psd", ".svg"]
+)
+def test_formats_that_can_not_be_written_in_colour(tmp_path, suffix):
+    with pytest.raises(ValueError, match=rf"picture format that can be written, e.g. .png, got '.*me\{suffix}'.$"):
+        output_paths(tmp_path / f"me{suffix}", 1)
+
+
+def test_the_longest_name(tmp_path):
+    longest = tmp_path / f"{'a' * 251}.png"
+    write_pictures([Image.new("RGB", (4, 3))], output_paths(longest, 1))
+    assert list(tmp_path.iterdir()) == [longest]
+    with pytest.raises(OSError, match="--out must be a place that can be written to .File name too long"):
+        output_paths(longest, 2)  # the numbers make it longer
+
+
+def test_a_folder_that_can_not_be_written_to():
+    with pytest.raises(OSError, match="--out must be a place that can be written to .*, got '/proc/x.png'"):
+        output_paths("/proc/x.png", 1)
+
+
+def test_a_folder_that_goes_meanwhile(tmp_path, monkeypatch):
+    """The pictures are kept where temporary files are."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    paths = output_paths(tmp_path / "mine" / "me.png", 2)
+    (tmp_path / "mine").rmdir()
+    with pytest.raises(OSError, match="It is kept in '.*/temporary/profusion-.*'."):
+        write_pictures([Image.new("RGB", (4, 3), color) for color in ("red", "blue")], paths)
+    (kept,) = (tmp_path / "temporary").iterdir()
+    assert sorted(path.name for path in kept.iterdir()) == ["me-1.png", "me-2.png"]
+
+
+def test_a_picture_that_appears_meanwhile_stays(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    paths = output_paths(tmp_path / "me.png", 1)
+    paths[0].write_bytes(b"theirs")
+    with pytest.raises(OSError, match="me.png' must not exist, .* It is kept in '.*'."):
+        write_pictures([Image.new("RGB", (4, 3))], paths, replace=False)
+    assert paths[0].read_bytes() == b"theirs"
+    assert len(list((tmp_path / "temporary").glob("*/me.png"))) == 1
+
+
 @pytest.mark.parametrize("out", ["me", "me.txt", ""])
 def test_not_a_picture_format(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=f"must end in the extension of a picture format, e.g. .png, got '{out or '.'}'"
+        ValueError,
+        match=f"in the extension of a picture format that can be written, e.g. .png, got '{out or '.'}'",
     ):
         output_paths(out, 1)
 

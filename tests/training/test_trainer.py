@@ -3,6 +3,7 @@ import json
 import resource
 import shutil
 import sys
+import tempfile
 from contextlib import contextmanager
 
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from calls import rounding
+from profusion_pipeline.common.files import only_process
 from profusion_pipeline.method.modeling_promptnet import PromptNet
+from profusion_pipeline.training.checkpoints import list_checkpoints
 from profusion_pipeline.training.run import TrainingRun
 from profusion_pipeline.training.trainer import train_promptnet, train_steps
 from training import assert_same_bits, assert_same_run, log_of, short_run, start, weights, write_base, write_shards
@@ -353,3 +356,23 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "profusion_pipeline.training.trainer")
     with pytest.raises(ImportError, match="Training needs accelerate: `pip install accelerate`"):
         import profusion_pipeline.training.trainer  # noqa: F401
+
+
+def test_two_runs_do_not_share_an_output(folders):
+    folders["output"].mkdir()
+    with only_process(folders["output"], "train", "never said"):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match="`output` must not be in use: another process is training into"):
+                train_promptnet(short_run(**folders, resume=resume))
+    assert [path.name for path in folders["output"].iterdir()] == [".train.lock"]
+
+
+def test_what_can_not_be_written_at_the_end_is_kept(folders, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folders["output"].mkdir()
+    (folders["output"] / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError, match="It is kept in '.*/temporary/profusion-"):
+        train_promptnet(short_run(**folders, max_steps=1, checkpoint_every=1))
+    (kept,) = (tmp_path / "temporary").glob("profusion-*")
+    assert [path.name for path in list_checkpoints(kept / "checkpoints")] == ["step-00000001"]

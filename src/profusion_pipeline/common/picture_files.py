@@ -1,11 +1,12 @@
 """Where a command's pictures go: names decided and checked before any work, files that appear whole or not at all."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from .files import whole_files
+from .files import check_file, shown_path, whole_files, write_or_keep
 
 
 def output_paths(out: str | Path, count: int, *, force: bool = False) -> list[Path]:
@@ -13,7 +14,7 @@ def output_paths(out: str | Path, count: int, *, force: bool = False) -> list[Pa
 
     Args:
         out: The file for a single picture; several get `-1`, `-2`, ... before the extension. The extension says the
-            format and must be one that Pillow writes.
+            format and must be one that Pillow writes in colour.
         count: How many pictures there will be.
         force: Whether existing files may be replaced.
 
@@ -21,34 +22,51 @@ def output_paths(out: str | Path, count: int, *, force: bool = False) -> list[Pa
         `count` paths.
 
     Raises:
-        ValueError: The extension names no picture format.
+        ValueError: The extension names no picture format that can be written.
         FileNotFoundError: The folder is not there.
         FileExistsError: One of the files is there and `force` is False.
+        OSError: The folder can't be written to, or a name is too long.
 
     Example:
         >>> [path.name for path in output_paths("me.png", 2)]
         ['me-1.png', 'me-2.png']
     """
     out = Path(out)
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out must end in the extension of a picture format, e.g. .png, got {str(out)!r}.")
+    if not _holds_colour(out.suffix):
+        what = "the extension of a picture format that can be written, e.g. .png"
+        raise ValueError(f"--out must end in {what}, got {shown_path(out)}.")
     if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out must lie in an existing folder, {str(out.parent)!r} is not one.")
+        raise FileNotFoundError(f"--out must lie in an existing folder, {shown_path(out.parent)} is not one.")
     paths = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, count + 1)]
     for path in paths:
+        check_file(path, "--out")
         if path.is_dir():
-            raise FileExistsError(f"--out must name a file, {str(path)!r} is a folder.")
+            raise FileExistsError(f"--out must name a file, {shown_path(path)} is a folder.")
         if path.exists() and not force:
-            raise FileExistsError(f"{str(path)!r} exists already; --force replaces it.")
+            raise FileExistsError(f"{shown_path(path)} exists already; --force replaces it.")
     return paths
 
 
-def write_pictures(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> None:
+def _holds_colour(suffix: str) -> bool:
+    """By trying: Pillow lists formats that it writes in black and white only, and some that others must write."""
+    try:
+        Image.new("RGB", (64, 64)).save(io.BytesIO(), Image.registered_extensions()[suffix.lower()])
+    except (KeyError, OSError, ValueError):
+        return False
+    return True
+
+
+def write_pictures(pictures: Sequence[Image.Image], paths: Sequence[Path], *, replace: bool = True) -> None:
     """Write each picture under a temporary name and move all of them into place once the last is whole.
 
     Args:
         pictures: What to write.
-        paths: As many files, in folders that exist; the extensions say the formats.
+        paths: As many files, in one folder that exists; the extensions say the formats.
+        replace: Whether files that are there are replaced.
+
+    Raises:
+        OSError: They could not be written, or one is there and `replace` is False; the sentence says where the
+            pictures are kept.
 
     Example:
         >>> import tempfile
@@ -57,6 +75,10 @@ def write_pictures(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> No
         >>> [path.name for path in folder.iterdir()]
         ['black.png']
     """
-    with whole_files(paths) as new:
-        for picture, path in zip(pictures, new, strict=True):
-            picture.save(path)
+
+    def write(folder: Path) -> None:
+        with whole_files([folder / path.name for path in paths], replace=replace) as new:
+            for picture, path in zip(pictures, new, strict=True):
+                picture.save(path)
+
+    write_or_keep(write, paths[0].parent)

@@ -6,17 +6,17 @@ rows.csv.gz   all of them in order, once they have been collected
 """
 
 import csv
-import fcntl
 import gzip
 import io
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from ..common.files import write_whole
+from ..common.files import only_process, write_whole
 from ..customization.config import CustomizeConfig
 from .systems.system import Sampling
 
@@ -266,12 +266,10 @@ class RowWriter:
     def __init__(self, folder: str | Path, worker: int, columns: Sequence[str]):
         self.columns = [*IDENTIFYING, *columns, *MEASURED]
         path = Path(folder, f"rows-{worker}.csv")
-        self.file = path.open("ab+")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            raise ValueError(f"Worker {worker} of this run is at work already, in another process.") from None
+        self.stack = ExitStack()
+        sentence = f"Worker {worker} of this run is at work already, in another process."
+        self.stack.enter_context(only_process(path.parent, path.stem, sentence))
+        self.file = self.stack.enter_context(path.open("ab+"))
         self.file.seek(0)
         content = self.file.read()
         whole = content.rfind(b"\n") + 1  # what follows was cut short by a kill
@@ -280,14 +278,14 @@ class RowWriter:
         if not whole:
             self._append(heads)
         elif not content.startswith(heads):
-            self.file.close()
+            self.stack.close()
             raise ValueError(f"{str(path)!r} has other columns than this run: choose another folder.")
 
     def __enter__(self) -> "RowWriter":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.close()
+        self.stack.close()
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows in one write.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..common.files import write_whole
+from ..common.files import check_folder, write_whole
 from ..common.open_pipeline import DEMO, load_pipeline
 from ..method.pipeline_profusion import ProFusionPipeline
 from .config import EvaluationConfig
@@ -60,12 +60,14 @@ def evaluate_folder(config: EvaluationConfig, *, device: str, dtype: torch.dtype
     Raises:
         ValueError: A setting is missing or names nothing, a folder or file is not what it should be.
         FileExistsError: There is a run in `output` already, and `resume` is not set.
+        OSError: `output` can't be written to.
         ImportError: An extra is not installed.
 
     Example:
         >>> for line in evaluate_folder(config, device="cuda", dtype=torch.float16):  # doctest: +SKIP
         ...     print(line)
     """
+    check_folder(config.output, "`output`")
     ends_in_a_report = config.redraw or config.share[1] == 1
     if ends_in_a_report:
         need_matplotlib()

@@ -52,14 +52,15 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+def whole_folder(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Path]:
     """A folder to write into that takes the place of `path` when the block ends without error.
 
     An error, a full disk for one, leaves `path` as it was. So does a kill, except between the two renames at the end,
     when there is no `path`: whoever writes beside it next puts the older one back.
 
     Args:
-        path: Where the folder shall be; an older one there is replaced, and the folders around it are made.
+        path: Where the folder shall be; the folders around it are made.
+        replace: Whether an older one there is replaced; else what has files in it stays, and that is an error.
 
     Yields:
         The folder to write into, empty.
@@ -81,7 +82,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
             new = scratch / "new"
             new.mkdir()
             yield new
-            if path.exists():
+            if replace and path.exists():
                 (scratch / REPLACED).mkdir()
                 os.replace(path, scratch / REPLACED / path.name)
             os.replace(new, path)
@@ -106,7 +107,25 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # as files, torch and safetensors say that a disk is full
-        raise OSError(f"{str(path)!r} could not be written, what was there before is whole: {error}") from error
+        why = getattr(error, "strerror", None) or error  # without the name in the scratch folder
+        raise OSError(f"{shown_path(path)} could not be written, what was there before is whole: {why}") from error
+
+
+def shown_path(path: str | os.PathLike) -> str:
+    """A path as an error shows it: in quotes, and without its middle if it is long.
+
+    Args:
+        path: Any.
+
+    Returns:
+        At most 200 characters.
+
+    Example:
+        >>> shown_path("a.txt"), len(shown_path("a" * 1000))
+        ("'a.txt'", 199)
+    """
+    text = repr(os.fspath(path))
+    return text if len(text) <= 200 else f"{text[:98]}...{text[-98:]}"
 
 
 @contextmanager

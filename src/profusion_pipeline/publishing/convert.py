@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from transformers.utils import logging as transformers_logging
 
-from ..common.files import whole_folder
+from ..common.files import check_folder, whole_folder
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
 
@@ -90,6 +90,7 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
         FileExistsError: `target` exists and `force` is not set, or `target` is a file.
         ValueError: `source` is neither a folder nor a repository that can be had, or is not in that layout: a folder,
             setting or weight is missing, a class is another one, or shapes do not fit one another.
+        OSError: `target` can't be written.
 
     Example:
         >>> from profusion_pipeline import ProFusionPipeline
@@ -98,9 +99,11 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
     """
     target = Path(target)
     _check_target(target, source, force)
+    check_folder(target.parent, "`target`")
+    check_folder(target, "`target`")
     folder = _local_folder(source)
     _check_layout(folder)
-    with _quiet_libraries(), whole_folder(target) as new:
+    with _quiet_libraries(), whole_folder(target, replace=force) as new:
         clip = CLIPConfig.from_pretrained(folder / "openclip")
         clip.text_config.num_hidden_layers -= 1
         promptnet, left_out = load_promptnet(folder / "promptnet")

@@ -6,6 +6,7 @@ import torch
 from huggingface_hub import create_repo, get_token
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
+from ..common.files import check_folder
 from ..common.open_pipeline import load_pipeline
 from ..method.call_inputs import check_components_fit
 from ..method.modeling_promptnet import PromptNet
@@ -48,7 +49,7 @@ def export_pipeline(
     Raises:
         FileExistsError: `target` exists and `force` is not set.
         ValueError: `dtype` is another word, or a component is missing or does not fit.
-        OSError: A model is not there.
+        OSError: A model is not there, or `target` can't be written.
 
     Example:
         >>> export_pipeline("stable-diffusion-2", "mine", promptnet="runs/first/promptnet")  # doctest: +SKIP
@@ -56,6 +57,7 @@ def export_pipeline(
     target = Path(target)
     if target.exists() and not force:
         raise FileExistsError(f"`target` must not exist yet, {str(target)!r} does: `force` writes into it.")
+    check_folder(target, "`target`")
     pipe = _assemble(source, promptnet, image_encoder, dtype)
     facts = dict(base_model=base_model, license=license)
     pipe.save_pretrained(target, variant=variant, max_shard_size=max_shard_size, **facts)

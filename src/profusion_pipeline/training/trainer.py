@@ -7,7 +7,7 @@ pictures and signals. The objective is in `losses.py`; what sample number n is, 
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from ..common.files import check_folder, only_process, shown_path, write_or_keep
 from ..common.launcher import check_launcher, launched_accumulation, launched_precision
 from ..common.open_pipeline import pipeline_source
 from ..common.picture_files import write_pictures
@@ -172,8 +173,10 @@ def train_promptnet(config: TrainingConfig) -> Path:
 
     Raises:
         ValueError: Data, models, the repository to publish or the checkpoint to resume from don't fit the settings;
-            what a launcher says contradicts them or can't be done, or it has started fewer processes than asked for.
+            what a launcher says contradicts them or can't be done, or it has started fewer processes than asked for;
+            another process is training into `output`.
         FileExistsError: `output` holds a run and `resume` is False.
+        OSError: Something could not be written; the sentence says where it is kept.
         FloatingPointError: A loss or a weight is not finite; the sentence names the step.
 
     Example:
@@ -183,14 +186,8 @@ def train_promptnet(config: TrainingConfig) -> Path:
     """
     config = _as_launched(config)
     output = Path(config.output)
-    checkpoints, promptnet_folder = output / "checkpoints", output / "promptnet"
-    if not config.resume and (promptnet_folder.exists() or list_checkpoints(checkpoints)):
-        raise FileExistsError(
-            f"`output` {config.output!r} holds a run already: resume=True goes on with it, or name another folder."
-        )
+    check_folder(output, "`output`")
     photos = [load_reference_image(file, name="validation_images") for file in config.validation_images]
-
-    # 1. Models, data, and the newest checkpoint
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes on a CPU would not know of each other
         mixed_precision=config.mixed_precision,
@@ -199,12 +196,29 @@ def train_promptnet(config: TrainingConfig) -> Path:
         log_with="tensorboard" if is_tensorboard_available() else None,
         project_dir=output,
     )
-    if config.push_to_hub and accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        return _train(config, accelerator, photos)
+    if config.push_to_hub:
         _make_repository(config.hub_model_id)
+    output.mkdir(parents=True, exist_ok=True)
+    sentence = f"`output` must not be in use: another process is training into {shown_path(output)} at this moment."
+    with only_process(output, "train", sentence):
+        return _train(config, accelerator, photos)
+
+
+def _train(config: TrainingConfig, accelerator: Accelerator, photos: Sequence[Image.Image]) -> Path:
+    """What [`train_promptnet`] does once no other run can disturb it."""
+    output = Path(config.output)
+    checkpoints, promptnet_folder = output / "checkpoints", output / "promptnet"
+    if not config.resume and (promptnet_folder.exists() or list_checkpoints(checkpoints)):
+        raise FileExistsError(
+            f"`output` {config.output!r} holds a run already: resume=True goes on with it, or name another folder."
+        )
+
+    # 1. Models, data, and the newest checkpoint
     run = TrainingRun(config, accelerator)
     whole = list_checkpoints(checkpoints)
     untold_losses = run.load_checkpoint(whole[-1]) if whole else []
-    output.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": run.step + 1}})
     log = TrainingLog(
         output / "log.jsonl" if accelerator.is_main_process else None,
@@ -227,14 +241,15 @@ def train_promptnet(config: TrainingConfig) -> Path:
                 bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_second=line["images_per_second"])
             with log.time_out():
                 if config.checkpoint_every and (is_last or run.step % config.checkpoint_every == 0):
-                    run.save_checkpoint(checkpoints, log.check())
+                    losses = log.check()
+                    _saved(run, lambda folder, losses=losses: run.save_checkpoint(folder / "checkpoints", losses))
                 if config.validation_every and run.step % config.validation_every == 0 and not stopping:
                     _show_validation(run, photos, output / "validation")
             if stopping:
                 break
 
     # 3. The trained PromptNet
-    run.save_promptnet(promptnet_folder)
+    _saved(run, lambda folder: run.save_promptnet(folder / "promptnet"))
     if config.push_to_hub and accelerator.is_main_process:
         _publish(config, promptnet_folder)
     accelerator.end_training()
@@ -249,6 +264,15 @@ def _as_launched(config: TrainingConfig) -> TrainingConfig:
         mixed_precision=launched_precision(config.mixed_precision, "no"),
         gradient_accumulation_steps=launched_accumulation(config.gradient_accumulation_steps),
     )
+
+
+def _saved(run: TrainingRun, write: Callable[[Path], object]) -> None:
+    """Into the run's output, or kept elsewhere; of several processes, which act together, only the first try counts."""
+    output = Path(run.config.output)
+    if run.accelerator.num_processes > 1:
+        write(output)
+    else:
+        write_or_keep(write, output)
 
 
 def _make_repository(repo_id: str) -> None:
