@@ -89,6 +89,15 @@ def test_another_value_is_refused(values, sentence):
         check_settings(Example(**values))
 
 
+@pytest.mark.parametrize(
+    "values", [{"word": "x" * 5000}, {"words": ["x" * 5000]}, {"words": ["x"] * 5000}, {"count": 10**5000}]
+)
+def test_a_long_value_is_not_repeated_at_length(values):
+    with pytest.raises((TypeError, ValueError), match="must be") as refused:
+        check_settings(Example(**values))
+    assert len(str(refused.value)) < 200
+
+
 # --- All configurations -----------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,12 @@ def test_a_wrong_value_is_refused(settings, sentence):
         make(**settings)
 
 
+def test_a_long_prompt_is_not_repeated_at_length():
+    with pytest.raises(ValueError, match="`prompt` must hold the placeholder") as refused:
+        make(prompt="a photo " * 1000)
+    assert len(str(refused.value)) < 250
+
+
 def test_contradictions_can_be_resolved():
     make(horizontal_flip=True, cache_latents=False)
     make(streaming=True, cache_latents=False)

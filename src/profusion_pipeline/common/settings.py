@@ -1,6 +1,6 @@
 """Settings: fields of a dataclass that carry their help sentence and their range, and the check that holds them to it.
 
-Only the standard library is imported here, so that `--help` needs no torch.
+What is imported here needs the standard library alone, so that `--help` needs no torch.
 """
 
 import dataclasses
@@ -8,6 +8,8 @@ import math
 import types
 import typing
 from typing import Any
+
+from ..method.quoting import quote
 
 
 def setting(
@@ -67,17 +69,17 @@ def check_settings(config: Any) -> None:
         value, about = getattr(config, field.name), field.metadata
         if not _is_of_type(value, field.type):
             expected = getattr(field.type, "__name__", None) if isinstance(field.type, type) else str(field.type)
-            raise TypeError(f"`{field.name}` must be {expected}, got {value!r} ({type(value).__name__}).")
+            raise TypeError(f"`{field.name}` must be {expected}, got {quote(value)} ({type(value).__name__}).")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"`{field.name}` must be a finite number, got {value}.")
+            raise ValueError(f"`{field.name}` must be a finite number, got {quote(value)}.")
         if value is None:
             continue
         if about["minimum"] is not None and value < about["minimum"]:
-            raise ValueError(f"`{field.name}` must be at least {about['minimum']}, got {value}.")
+            raise ValueError(f"`{field.name}` must be at least {about['minimum']}, got {quote(value)}.")
         if about["maximum"] is not None and value > about["maximum"]:
-            raise ValueError(f"`{field.name}` must be at most {about['maximum']}, got {value}.")
+            raise ValueError(f"`{field.name}` must be at most {about['maximum']}, got {quote(value)}.")
         if about["choices"] is not None and value not in about["choices"]:
-            raise ValueError(f"`{field.name}` must be one of {', '.join(about['choices'])}, got {value!r}.")
+            raise ValueError(f"`{field.name}` must be one of {', '.join(about['choices'])}, got {quote(value)}.")
 
 
 def check_words(name: str, text: str) -> None:

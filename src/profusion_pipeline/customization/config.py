@@ -6,6 +6,7 @@ Only the standard library is imported here, so that `profusion customize --help`
 import dataclasses
 
 from ..common.settings import check_settings, check_words, setting
+from ..method.quoting import quote
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class CustomizeConfig:
         for name in ("class_noun", "prompt", "caption"):
             text = getattr(self, name)
             if text is not None and not text.strip():
-                raise ValueError(f"`{name}` must not be empty, got {text!r}.")
+                raise ValueError(f"`{name}` must not be empty, got {quote(text)}.")
             check_words(name, text or "")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")

@@ -6,6 +6,7 @@ Only the standard library is imported here, so that `profusion train --help` nee
 import dataclasses
 
 from ..common.settings import check_settings, check_words, setting
+from ..method.quoting import quote
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,12 +227,13 @@ class TrainingConfig:
         check_settings(self)
         for name in ("model", "data", "output", "placeholder"):
             if not getattr(self, name).strip():
-                raise ValueError(f"`{name}` must not be empty, got {getattr(self, name)!r}.")
+                raise ValueError(f"`{name}` must not be empty, got {quote(getattr(self, name))}.")
         for name, prompts in (("prompt", (self.prompt,)), ("validation_prompts", self.validation_prompts)):
             for prompt in prompts:
                 if prompt.count(self.placeholder) != 1:
                     raise ValueError(
-                        f"`{name}` must hold the placeholder {self.placeholder!r} exactly once, got {prompt!r}."
+                        f"`{name}` must hold the placeholder {quote(self.placeholder)} exactly once, "
+                        f"got {quote(prompt)}."
                     )
         for name in ("prompt", "placeholder", "validation_class_noun"):
             check_words(name, getattr(self, name))
@@ -254,7 +256,7 @@ class TrainingConfig:
         if self.push_to_hub != bool(self.hub_model_id):
             raise ValueError(
                 "`push_to_hub` and `hub_model_id` must be given together, got "
-                f"push_to_hub={self.push_to_hub} and hub_model_id={self.hub_model_id!r}."
+                f"push_to_hub={self.push_to_hub} and hub_model_id={quote(self.hub_model_id)}."
             )
         if self.streaming and self.cache_latents:
             raise ValueError("`cache_latents` must be False with streaming=True, which reads each picture as it comes.")
