@@ -55,6 +55,7 @@ SHIPPED = {
     "call_inputs": {"torch"},
     "callbacks": {"torch"},
     "prediction": {"torch"},
+    "prompt_pieces": {"torch", "transformers"},
     "guidance_rows": {"torch"},
     "shared_models": set(),
     "noise_levels": {"torch", "diffusers"},

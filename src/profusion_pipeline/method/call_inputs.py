@@ -44,7 +44,7 @@ ELSEWHERE = {
     "sigmas": "the scheduler's own settings hold",
     "callback": "`callback_on_step_end` has its place",
     "callback_steps": "`callback_on_step_end` is called after each step",
-    "max_embeddings_multiples": "what a prompt has beyond the text encoder's length is left out",
+    "max_embeddings_multiples": "`long_prompts=True` reads texts of any length",
 }
 
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPVisionModel
 
-from . import call_inputs, framing, reference_images, subject_embedding, subject_prompt
+from . import call_inputs, framing, guidance_rows, prompt_pieces, reference_images, subject_embedding, subject_prompt
 
 
 @torch.no_grad()
@@ -109,6 +109,7 @@ class EncodingMixin:
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = None,
         lora_scale: float = 1.0,
+        long_prompts: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode class prompts and negative prompts once, to be changed or given to many calls.
 
@@ -118,6 +119,7 @@ class EncodingMixin:
             prompt: Class prompt, without the placeholder. A list makes a batch.
             negative_prompt: One text for all prompts, or a list with one for each. Empty if None.
             lora_scale: Weighs the text encoder's LoRA, on top of `set_adapters`.
+            long_prompts: As of the call.
 
         Returns:
             What `__call__` takes as `prompt_embeds` and as `negative_prompt_embeds`, each [P, T, D].
@@ -135,8 +137,9 @@ class EncodingMixin:
         prompts = call_inputs.list_prompts(prompt)
         call_inputs.check_without("prompt", prompts, self.config.placeholder)
         negative_prompts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
-        prompt_embeds = self._encode_texts(prompts, lora_scale)  # [P, T, D]
-        negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale)  # [P, T, D]
+        num_pieces = self._num_pieces(prompts + negative_prompts) if long_prompts else None
+        prompt_embeds = self._encode_texts(prompts, lora_scale, num_pieces)  # [P, T, D]
+        negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale, num_pieces)  # [P, T, D]
         self.maybe_free_model_hooks()
         return prompt_embeds, negative_prompt_embeds
 
@@ -179,8 +182,79 @@ class EncodingMixin:
         views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
         return posterior(self.vae, pixels, device)[0], vision_states(self.image_encoder, views, device)
 
-    def _encode_texts(self, texts: list[str], lora_scale: float) -> torch.Tensor:
-        """Text states of each text. [P, T, D]"""
+    def _encode_texts(self, texts: list[str], lora_scale: float, num_pieces: int | None = None) -> torch.Tensor:
+        """Text states of each text, whole or in n pieces. [P, T, D] or [P, n T, D]"""
         texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        if num_pieces is None:
+            with subject_prompt.scaled_lora(self.text_encoder, lora_scale):
+                device = self._execution_device
+                return subject_prompt.encode_texts(self.text_encoder, self.tokenizer, texts, device=device)
+        split = [prompt_pieces.split_text(self.tokenizer, text) for text in texts]
+        pieces = torch.stack([prompt_pieces.pad_pieces(self.tokenizer, one, num_pieces) for one in split])  # [P, n, T]
+        return self._encode_pieces(pieces, lora_scale).flatten(1, 2)
+
+    def _encode_pieces(self, pieces: torch.Tensor, lora_scale: float) -> torch.Tensor:
+        """Text states of pieces [P, n, T] -> [P, n, T, D]"""
         with subject_prompt.scaled_lora(self.text_encoder, lora_scale):
-            return subject_prompt.encode_texts(self.text_encoder, self.tokenizer, texts, device=self._execution_device)
+            states = self.text_encoder(pieces.flatten(0, 1).to(self._execution_device)).last_hidden_state
+        return states.unflatten(0, pieces.shape[:2])
+
+    def _num_pieces(self, texts: list[str]) -> int:
+        """How many pieces the longest of some texts has."""
+        texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        return max((len(prompt_pieces.split_text(self.tokenizer, text)) for text in texts), default=1)
+
+    def _tokenize(
+        self,
+        prompts: list[str],
+        texts: list[str] | None,
+        num_subject_tokens: int,
+        given: dict[str, torch.Tensor | None],
+    ) -> prompt_pieces.SubjectTokens:
+        """Tokens of the prompts, in as many pieces as `texts` or given states need; whole if `texts` is None."""
+        prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
+        words = dict(placeholder=self.config.placeholder, num_subject_tokens=num_subject_tokens)
+        length = self.tokenizer.model_max_length
+        if texts is None:
+            tokens = prompt_pieces.SubjectTokens(
+                *subject_prompt.tokenize_subject_prompts(self.tokenizer, prompts, **words)
+            )
+        else:
+            counts = [tensor.shape[1] // length for tensor in given.values() if tensor is not None and tensor.ndim == 3]
+            at_least = max(self._num_pieces(texts), *counts, 1)
+            tokens = prompt_pieces.split_prompts(self.tokenizer, prompts, **words, at_least=at_least)
+        shape = (len(prompts), length * (tokens.num_pieces or 1), self.text_encoder.config.hidden_size)
+        for name, tensor in given.items():
+            call_inputs.check_tensor(name, tensor, shape, self.text_encoder.dtype)
+        return tokens
+
+    def _text_states(
+        self,
+        texts: list[str] | None,
+        given: torch.Tensor | None,
+        num_pieces: int | None,
+        lora_scale: float,
+        num_images_per_prompt: int,
+    ) -> torch.Tensor | None:
+        """States of texts, or given ones [P, T, D], or none -> those of each picture. [B, T, D]"""
+        states = given if texts is None else self._encode_texts(texts, lora_scale, num_pieces)
+        if states is None:
+            return None
+        return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
+
+    def _reference_rows(
+        self,
+        subjects: list,
+        tokens: prompt_pieces.SubjectTokens,
+        num_images_per_prompt: int,
+        lora_scale: float,
+        *,
+        like: torch.Tensor,
+    ) -> guidance_rows.ReferenceRows:
+        """What S* is made from, with the states of the pieces around it."""
+        pieces = {}
+        if tokens.num_pieces is not None:
+            pieces = dict(around=self._encode_pieces(tokens.pieces, lora_scale), piece=tokens.piece)
+        return guidance_rows.ReferenceRows.of(
+            subjects, tokens.input_ids, tokens.positions, num_images_per_prompt, like=like, **pieces
+        )

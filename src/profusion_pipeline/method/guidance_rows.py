@@ -142,6 +142,8 @@ class ReferenceRows:
         owner: The picture of each row. [K]
         weights: w_r of each row.
         proportions: w_r / Σw, the sum taken over the references of the same picture.
+        around: Text states of all pieces of a long prompt, or None. [K, n, T, D]
+        piece: Which of them holds S*, or None. [K]
 
     Example:
         >>> ReferenceRows.of([], torch.zeros(1, 77), torch.zeros(1), 1, like=torch.zeros(1, 77, 8)).weights
@@ -155,6 +157,8 @@ class ReferenceRows:
     owner: torch.Tensor
     weights: list[float]
     proportions: list[float]
+    around: torch.Tensor | None = None
+    piece: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -165,6 +169,8 @@ class ReferenceRows:
         num_images_per_prompt: int,
         *,
         like: torch.Tensor,
+        around: torch.Tensor | None = None,
+        piece: torch.Tensor | None = None,
     ) -> "ReferenceRows":
         """Lay out the references of a call.
 
@@ -174,6 +180,8 @@ class ReferenceRows:
             positions: The place of S* in each prompt. [P]
             num_images_per_prompt: How many pictures in a row share a prompt.
             like: A tensor of the device and dtype that the rows get.
+            around: Text states of all pieces of long prompts, or None. [P, n, T, D]
+            piece: Which of them holds S*, or None. [P]
 
         Returns:
             The rows, picture by picture.
@@ -210,6 +218,8 @@ class ReferenceRows:
             owner=torch.tensor(owner, dtype=torch.long, device=like.device),
             weights=weights,
             proportions=proportions,
+            around=None if around is None else around[prompts],
+            piece=None if piece is None else piece[prompts].to(like.device),
         )
 
 

@@ -52,7 +52,6 @@ from . import (
     repository,
     shared_models,
     subject_embedding,
-    subject_prompt,
 )
 
 logger = logging.get_logger(__name__)
@@ -228,6 +227,7 @@ class ProFusionPipeline(
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
+        long_prompts: bool = False,
         concept: str | list[str] | None = None,
         base_guidance: bool | None = None,
         callback_on_step_end: Callable | None = None,
@@ -279,6 +279,8 @@ class ProFusionPipeline(
             return_dict: Whether to return an output object or a tuple.
             cross_attention_kwargs: What the UNet's attention processors take; "scale" weighs the LoRA of UNet and text
                 encoder, on top of `set_adapters`.
+            long_prompts: Whether texts beyond the text encoder's length T are read in pieces of T, side by side: more
+                of the prompt, for more time in every attention to it. Else what doesn't fit is left out, and named.
             concept: In place of `image`, the name of a loaded concept, or a list with one for each prompt. If None, and
                 neither `image` nor `subject` is given, the one that is loaded.
             base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}:
@@ -350,23 +352,13 @@ class ProFusionPipeline(
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (num_pictures, self.unet.config.in_channels, *grid)  # B, C, h, w
-        states_shape = (len(prompts), self.tokenizer.model_max_length, self.text_encoder.config.hidden_size)
-        dtype = self.text_encoder.dtype
-        call_inputs.check_tensor("latents", latents, shape, dtype)
-        call_inputs.check_tensor("prompt_embeds", prompt_embeds, states_shape, dtype)
-        call_inputs.check_tensor("negative_prompt_embeds", negative_prompt_embeds, states_shape, dtype)
+        call_inputs.check_tensor("latents", latents, shape, self.text_encoder.dtype)
 
         # 4. Which words
         call_inputs.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
         call_inputs.check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
         placeholder = self.config.placeholder
         prompts = [text.replace(self.config.placeholder_alias or placeholder, placeholder) for text in prompts]
-        tokens = subject_prompt.tokenize_subject_prompts(
-            self.tokenizer,
-            self.maybe_convert_prompt(prompts, self.tokenizer),
-            placeholder=placeholder,
-            num_subject_tokens=self.promptnet.num_subject_tokens(*grid),
-        )  # [P, T], [P]
         null_texts = class_texts = None
         if negative_prompt_embeds is None:
             null_texts = negative_prompt or ""
@@ -374,6 +366,9 @@ class ProFusionPipeline(
         has_class = class_noun is not None or class_prompt is not None
         if prompt_embeds is None and (guidance.class_guidance_scale > 0 or (may_change and has_class)):
             class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
+        given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        texts = (null_texts or []) + (class_texts or []) if long_prompts else None
+        tokens = self._tokenize(prompts, texts, self.promptnet.num_subject_tokens(*grid), given)
 
         # 5. Which timesteps, and which of them have a fusion stage
         device = self._execution_device
@@ -384,14 +379,14 @@ class ProFusionPipeline(
         if images and (guidance.uses_subject or starts_from_image or may_change):
             subjects = self._encode_images(images, height, width)
         null_states, class_states = (
-            self._text_states(texts, lora_scale, given, num_images_per_prompt)
+            self._text_states(texts, given, tokens.num_pieces, lora_scale, num_images_per_prompt)
             for texts, given in ((null_texts, negative_prompt_embeds), (class_texts, prompt_embeds))
         )  # [B, T, D]
         state = prediction.CallState(
             guidance=guidance,
             null_states=null_states,
             class_states=class_states,
-            references=guidance_rows.ReferenceRows.of(subjects, *tokens, num_images_per_prompt, like=null_states),
+            references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null_states),
             concepts=concepts,
             models=self._models_of(concepts),
             cross_attention_kwargs=cross_attention_kwargs,
@@ -441,15 +436,6 @@ class ProFusionPipeline(
             replace(rows, adapters=self._adapters_of(state.concepts, rows.owner, len(rows.text_states)))
             for rows in prediction.plan_rows(state)
         )
-
-    def _text_states(
-        self, texts: list[str] | None, lora_scale: float, given: torch.Tensor | None, num_images_per_prompt: int
-    ) -> torch.Tensor | None:
-        """States of texts, or given ones [P, T, D], or none -> those of each picture. [B, T, D]"""
-        states = given if texts is None else self._encode_texts(texts, lora_scale)
-        if states is None:
-            return None
-        return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
 
     def _set_timesteps(self, num_inference_steps: int, strength: float) -> tuple[torch.Tensor, int]:
         """The timesteps of the call, and which of the scheduler's is the first of them."""

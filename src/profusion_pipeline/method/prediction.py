@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import adapters, concept_loader, fusion_sampling, guidance_rows, subject_prompt
+from . import adapters, concept_loader, fusion_sampling, guidance_rows, prompt_pieces, subject_prompt
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,7 +103,7 @@ def predict(state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.T
 def _subject_states(
     state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
-    """The text with S* of now in it, for each reference. [K, T, D]"""
+    """The text with S* of now in it, for each reference. [K, T, D], or [K, n T, D] for a long prompt"""
     references, promptnet, text_encoder = state.references, state.models["promptnet"], state.models["text_encoder"]
     with adapters.computed_by(promptnet, rows.adapters[len(rows.text_states) :]):
         words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
@@ -113,4 +113,5 @@ def _subject_states(
         states = subject_prompt.encode_subject_prompts(
             text_encoder, references.input_ids, references.positions, words
         )  # [K, T, D]
-    return subject_prompt.scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)
+    states = subject_prompt.scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)
+    return states if references.around is None else prompt_pieces.put_piece(references.around, references.piece, states)

@@ -100,8 +100,8 @@ def tokenize_subject_prompts(
     rows, positions = [], []
     for prompt in prompts:
         prefix, suffix = find_placeholder(prompt, placeholder)
-        before = [tokenizer.bos_token_id, *_token_ids(tokenizer, prefix)]
-        after = _token_ids(tokenizer, suffix)
+        before = [tokenizer.bos_token_id, *token_ids(tokenizer, prefix)]
+        after = token_ids(tokenizer, suffix)
         room = max_length - len(before) - num_subject_tokens - 1  # places left for the suffix; one is eos's
         if room < 0:
             raise ValueError(
@@ -191,8 +191,23 @@ def _name_cut(tokenizer: CLIPTokenizer, ids: list[int], max_length: int) -> None
         )
 
 
-def _token_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
-    """Without padding and truncation, which a tokenizer keeps as its state, where another thread would find them."""
+def token_ids(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    """Tokens of a text, without begin, end, padding and truncation.
+
+    A tokenizer keeps the last two as its state, where another thread would find them.
+
+    Args:
+        tokenizer: The text encoder's.
+        text: Of any length.
+
+    Returns:
+        Ids.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> len(token_ids(load_demo_pipeline().tokenizer, "hat hat"))
+        2
+    """
     with _TOKENIZING:
         return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
@@ -221,7 +236,7 @@ def encode_texts(
         >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
     """
     length = tokenizer.model_max_length
-    rows = [_token_ids(tokenizer, text) for text in texts]
+    rows = [token_ids(tokenizer, text) for text in texts]
     for row in rows:
         _name_cut(tokenizer, row[length - 2 :], length)
     rows = [[tokenizer.bos_token_id, *row[: length - 2], tokenizer.eos_token_id] for row in rows]
