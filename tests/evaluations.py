@@ -40,6 +40,23 @@ class Brightness(Colours):
         super().__init__()
 
 
+def Bare(**words):  # noqa: N802 - it stands for a metric's class
+    """A function where a measure should be."""
+    return lambda pictures: {"colour prompt": np.zeros(len(pictures))}
+
+
+class Textless(Brightness):
+    """Nothing of it tells of the prompt."""
+
+    columns = ("colour identity",)
+
+
+class Numberless(Brightness):
+    """Its scores are not those it names."""
+
+    columns = ("colour identity", "colour prompt", "shape prompt")
+
+
 def make_subjects(count: int = 3) -> list[Subject]:
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(count)]

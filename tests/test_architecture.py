@@ -27,6 +27,7 @@ CORE = {"torch", "numpy", "PIL", "transformers", "diffusers", "huggingface_hub",
 TRAINING = {"accelerate", "peft", "datasets", "tqdm"}  # of the extra `train`, and what comes with it
 EXTRAS = {
     "customization.learning_weights": TRAINING | {"bitsandbytes"},
+    "evaluation.machine": {"psutil"},
     "training.stream": TRAINING,
     "training.trainer": TRAINING,
     "training.run": TRAINING,

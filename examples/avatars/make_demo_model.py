@@ -79,11 +79,11 @@ def forget_paths(folder: Path) -> None:
 
 
 def save_scorer(work: Path, target: Path) -> None:
-    """What `score.py` needs beside the pipeline: the attribute reader and CLIP's two projections, float16."""
+    """What scores need beside the pipeline: the attribute reader and CLIP's two projections, float16."""
     AttributeReader.from_pretrained(work / "reader").half().save_pretrained(target / "reader")
     clip = CLIPModel.from_pretrained(work / "clip")
     projections = {name: getattr(clip, name).weight.half() for name in ("text_projection", "visual_projection")}
-    save_file(projections, target / "clip_projections.safetensors")
+    save_file(projections, FOLDER / "clip_projections.safetensors")
 
 
 def main(work: Path, processes: int, batch_size: int | None = None) -> None:

@@ -74,7 +74,7 @@ class MiniCLIP:
     """Similarities by the demo model's own two towers and the projections they were trained with."""
 
     def __init__(self, pipe: ProFusionPipeline):
-        self.pipe, self.projections = pipe, load_file(SCORER / "clip_projections.safetensors")
+        self.pipe, self.projections = pipe, load_file(FOLDER / "clip_projections.safetensors")
 
     @torch.no_grad()
     def images(self, images: np.ndarray) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 from transformers import (
     CLIPConfig,
@@ -19,6 +21,7 @@ from transformers import (
     ViTModel,
 )
 
+from profusion_pipeline.demo import FOLDER, demo_portraits, load_demo_pipeline
 from profusion_pipeline.evaluation import encoders
 from profusion_pipeline.evaluation.encoders import ENCODERS, dino, load_encoder, to_pixels, transformers_clip
 from tiny import make_tokenizer
@@ -140,3 +143,27 @@ def test_another_file_than_the_name_stands_for(tmp_path, monkeypatch):
         ValueError, match=f"must have the SHA-256 0ba9fbfa.*, got {hashlib.sha256(b'something else').hexdigest()}"
     ):
         encoders._verified(*encoders.SFACE)
+
+
+def test_the_demo_has_a_clip_that_needs_no_hub(monkeypatch):
+    """It tells people apart and knows the demo's words; against the towers as transformers runs them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    clip = load_encoder("demo-clip")
+    photos = demo_portraits()
+    pipe = load_demo_pipeline()
+    projection = load_file(FOLDER / "clip_projections.safetensors")["visual_projection"].float()
+    with torch.no_grad():
+        pixels = pipe.feature_extractor(photos, return_tensors="pt").pixel_values
+        expected = pipe.image_encoder(pixels).pooler_output @ projection.T
+    np.testing.assert_allclose(clip.images(photos), expected.numpy(), rtol=1e-3, atol=1e-4)
+    hat, beard = ("a portrait of a person with a hat", "a portrait of a person with a beard")
+    features = clip.texts([hat, beard, hat])
+    assert features.shape == (3, 128)
+    assert np.allclose(features[0], features[2]) and not np.allclose(features[0], features[1])
+
+
+def test_without_the_hub_the_error_names_what_works(monkeypatch, tmp_path):
+    for name in ("clip-vit-b-32", "dino-vits16"):
+        monkeypatch.setitem(ENCODERS, name, partial(ENCODERS[name].func, tmp_path / "nowhere"))
+        with pytest.raises(OSError, match=f"The weights of the encoder '{name}' must be .* 'demo-clip', for the demo"):
+            load_encoder(name)

@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.spatial.distance import cosine
 
 from profusion_pipeline.evaluation.encoders import Encoder
-from profusion_pipeline.evaluation.measures import Similarity, get_measure
+from profusion_pipeline.evaluation.measures import Similarity, columns_of, get_measure, try_measures
 from profusion_pipeline.evaluation.subjects import Picture, Subject
 
 WORDS = {"a person at sea": (0.0, 0.0, 1.0), "a person on fire": (1.0, 0.2, 0.0)}
@@ -72,3 +72,35 @@ def test_a_measure_that_is_nowhere(name):
 def test_an_unknown_metric():
     with pytest.raises(ValueError, match="A metric must be one of clip-vit-b-32, .*, or module:attribute.*got 'FID'"):
         get_measure("FID")
+
+
+def bare(pictures):
+    return {"brightness": np.zeros(len(pictures))}
+
+
+def test_a_bare_function_is_no_measure(monkeypatch):
+    module = types.ModuleType("my_measures")
+    module.bare, module.anything = bare, lambda **words: bare
+    monkeypatch.setitem(sys.modules, "my_measures", module)
+    with pytest.raises(ValueError, match="'my_measures:bare' must be called with class_noun, placeholder, device"):
+        get_measure("my_measures:bare")
+    with pytest.raises(TypeError, match="name its scores in `columns`, a tuple of texts, got a function"):
+        columns_of([get_measure("my_measures:anything")])
+
+
+@pytest.mark.parametrize(
+    "scores", [None, np.zeros(1), {}, {"other": np.zeros(1)}, {"a b": np.zeros(2)}, {"a b": ["high"]}, {"a b": 0.5}]
+)
+def test_a_measure_is_tried_on_one_picture(scores, pictures):
+    class Mine:
+        columns = ("a b",)
+
+        def __call__(self, pictures):
+            return scores
+
+    with pytest.raises(ValueError, match=r"one number for each picture in each of its columns, \['a b'\], got"):
+        try_measures([Mine()], pictures[0])
+
+
+def test_a_measure_that_scores_is_let_through(pictures):
+    try_measures([Similarity("colour", Encoder(colours))], pictures[3])  # nan, for nothing is found

@@ -37,10 +37,12 @@ def test_costs():
     costs = [
         Cost("ours", "{}", 17.25, 1.5, 64, 0.5, 0.75, 0.2, "a laptop"),
         Cost("base", "", 0.0, float("nan"), 64, 0.25, 0.5, 0.0, "a laptop"),
+        Cost("ours", "{}", 17.25, float("nan"), 64, 0.5, float("nan"), 0.2, "where nothing tells"),
     ]
     lines = cost_table(costs).splitlines()
     assert lines[2] == "| ours | a laptop | 17.2 | 1.50 | 0.20 | 64 | 0.50 | 0.75 |"
     assert lines[3] == "| base | a laptop |  |  |  | 64 | 0.25 | 0.50 |"
+    assert lines[4] == "| ours | where nothing tells | 17.2 | not measured | 0.20 | 64 | 0.50 | not measured |"
 
 
 def test_texts_go_between_their_marks(tmp_path):

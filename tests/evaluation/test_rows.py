@@ -146,3 +146,19 @@ def test_learning_is_what_differs_from_the_defaults():
 def test_bad_columns(columns, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_columns(columns)
+
+
+def test_a_row_cut_inside_a_character_is_left_out_with_a_word(tmp_path, caplog):
+    setting = Setting("A", "", Sampling(num_inference_steps=1))
+    rows = [Row(setting, "zoë", "S*", seed, {"identity": 0.5}, 2, 1.0, 0.1, "a laptop") for seed in range(2)]
+    with RowWriter(tmp_path, 0, ["identity"]) as writer:
+        writer.add(rows)
+    file = tmp_path / "rows-0.csv"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.rindex("ë".encode()) + 1])
+    assert read_rows(tmp_path) == rows[:1]
+    assert "rows-0.csv: the last row was cut short and is left out." in caplog.text
+    with RowWriter(tmp_path, 0, ["identity"]) as writer:
+        writer.add(rows[1:])
+    assert read_rows(tmp_path) == rows
+    assert file.read_bytes() == whole

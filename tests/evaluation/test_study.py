@@ -111,6 +111,13 @@ def test_what_plots_show():
             "must be one of 'Stable Diffusion', .*, got 'IP-Adapter'",
         ),
         (dict(metrics=("FID",)), ValueError, "A metric must be one of clip-vit-b-32, .*, got 'FID'"),
+        (
+            dict(metrics=("evaluations:Bare",)),
+            TypeError,
+            "A metric must be called with pictures and name its scores in `columns`",
+        ),
+        (dict(metrics=("evaluations:Textless",)), ValueError, "must have one that compares with texts"),
+        (dict(metrics=("evaluations:Numberless",)), ValueError, "must return one number for each picture"),
         (dict(subjects=None), ValueError, "`subjects` must be given, unless --redraw"),
         (dict(prompts="nowhere.txt"), ValueError, "The file of prompts must exist, 'nowhere.txt' does not"),
         (dict(systems=("E4T",)), FileNotFoundError, "E4T is pre-trained, but its weights 'e4t' are not in None"),

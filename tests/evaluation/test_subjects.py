@@ -86,3 +86,16 @@ def test_prompts(tmp_path):
     file.write_text("S* at sea\nS* at sea\n")
     with pytest.raises(ValueError, match="must hold each once, '.*prompts.txt' has several of 'S\\* at sea'"):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("name", ["ada\r", "ada\nbob", "a\x00b", "a\x1bb", "a\x85b", "a\u2028b", "a\udcffb"])
+def test_names_and_prompts_are_one_line(name):
+    with pytest.raises(ValueError, match="The name of a subject must be one line of plain text, got 'a"):
+        Subject(name, (), ("S*",))
+    with pytest.raises(ValueError, match="The prompt of a subject must be one line of plain text, got 'S"):
+        Subject("ada", (), ("S*", f"S* {name}"))
+
+
+def test_names_in_any_script():
+    for name in ("zoë", "山田\u3000太郎", "a\u00a0b", "👩🏽\u200d🚀", "a\tb", 'a, "b"; c'):
+        assert Subject(name, (), ("S*",)).digest()

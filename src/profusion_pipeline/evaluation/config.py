@@ -32,8 +32,8 @@ class EvaluationConfig:
     )
     metrics: tuple[str, ...] = setting(
         ("dino-vits16", "clip-vit-b-32"),
-        help="Encoders (clip-vit-b-32, clip-rn50x64, dino-vits16, sface, ...) or module:attribute of your own. Plots "
-        "show the first that compares pictures against the first that knows texts.",
+        help="Encoders (clip-vit-b-32, clip-rn50x64, dino-vits16, sface, ...; demo-clip for the demo, offline) or "
+        "module:attribute of your own. Plots show the first that compares pictures against the first that knows texts.",
     )
     questions: tuple[int, ...] = setting(
         (1, 2, 3, 4, 5),

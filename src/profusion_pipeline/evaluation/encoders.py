@@ -9,6 +9,7 @@ whichever is installed, and scores move with that.
     clip-rn50, -rn101, -rn50x4,     OpenAI's CLIP, by open_clip                      MIT          eval-clip
       -rn50x16, -rn50x64
     dino-vits16, dino-vitb16        DINO (Caron et al. 2021), by transformers        Apache-2.0   -
+    demo-clip                       the bundled demo model's own, no download        Apache-2.0   -
     sface                           SFace behind the detector YuNet, by OpenCV       Apache-2.0,  eval-face
                                                                                      MIT
 """
@@ -25,8 +26,10 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
-from transformers import AutoTokenizer, CLIPModel, ViTModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, CLIPVisionModel, ViTModel
 
+from ..common.open_pipeline import DEMO_FOLDER
 from ..method.framing import crop_strip
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -77,6 +80,7 @@ def load_encoder(name: str, device: str | torch.device = "cpu") -> Encoder:
     Raises:
         ValueError: There is no such encoder, or a downloaded file is not the one that the name stands for.
         ImportError: It needs an extra that is not installed; the sentence names it.
+        OSError: Its weights are neither in the cache nor to be had; the sentence says what needs none.
 
     Example:
         >>> load_encoder("clip-vit-b-32").texts(["a person at the beach"]).shape  # doctest: +SKIP
@@ -84,7 +88,13 @@ def load_encoder(name: str, device: str | torch.device = "cpu") -> Encoder:
     """
     if name not in ENCODERS:
         raise ValueError(f"There is no encoder {name!r}; there are {', '.join(ENCODERS)}.")
-    return ENCODERS[name](device)
+    try:
+        return ENCODERS[name](device)
+    except OSError as error:
+        raise OSError(
+            f"The weights of the encoder {name!r} must be in the Hub's cache, or the Hub must answer; 'demo-clip', for "
+            "the demo model, needs no download."
+        ) from error
 
 
 def to_pixels(
@@ -150,6 +160,38 @@ def transformers_clip(source: str | Path, device: str | torch.device = "cpu") ->
         tokens = tokenizer(list(words), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         states = model.text_model(**tokens.to(device)).pooler_output
         return model.text_projection(states)
+
+    return Encoder(_in_batches(images), _in_batches(texts))
+
+
+def demo_clip(device: str | torch.device = "cpu") -> Encoder:
+    """The CLIP that the bundled demo model was trained with: it knows avatars and the demo's few words.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        An encoder of pictures and texts, in float32.
+
+    Example:
+        >>> demo_clip().texts(["a portrait of a person with a hat"]).shape
+        (1, 128)
+    """
+    vision = CLIPVisionModel.from_pretrained(DEMO_FOLDER / "image_encoder", dtype=torch.float32).eval().to(device)
+    text = CLIPTextModel.from_pretrained(DEMO_FOLDER / "text_encoder", dtype=torch.float32).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER / "tokenizer")
+    projections = load_file(DEMO_FOLDER.with_name("clip_projections.safetensors"))
+    projections = {name: weight.float().to(device) for name, weight in projections.items()}
+
+    def images(pictures: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = to_pixels(pictures, vision.config.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
+        return vision(pixel_values=pixels.to(device)).pooler_output @ projections["visual_projection"].T
+
+    def texts(words: Sequence[str]) -> torch.Tensor:
+        ids = tokenizer(list(words), padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        ends = (ids == tokenizer.eos_token_id).int().argmax(1)
+        states = text(ids).last_hidden_state[torch.arange(len(ids)), ends]
+        return states @ projections["text_projection"].T
 
     return Encoder(_in_batches(images), _in_batches(texts))
 
@@ -277,5 +319,6 @@ ENCODERS: dict[str, Callable[[str | torch.device], Encoder]] = {
     "clip-rn50x64": partial(open_clip, "RN50x64"),
     "dino-vits16": partial(dino, "facebook/dino-vits16"),
     "dino-vitb16": partial(dino, "facebook/dino-vitb16"),
+    "demo-clip": demo_clip,
     "sface": sface,
 }

@@ -1,7 +1,9 @@
 """What a machine spends: its name, and the most memory that a piece of work takes."""
 
+import importlib
 import platform
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -33,6 +35,8 @@ def machine_name(device: str | torch.device) -> str:
 class PeakMemory:
     """The most memory since this was made, in GiB: of tensors on the GPU, or resident in this process.
 
+    Linux alone begins anew; on a CPU of another system it is the most since the process began.
+
     Args:
         device: Where models run.
 
@@ -44,23 +48,36 @@ class PeakMemory:
 
     def __init__(self, device: str | torch.device):
         self.device = torch.device(device)
-        self.known = True
+        self.since_now = True
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is from now on
         except OSError:
-            self.known = False
+            self.since_now = False
 
     def gib(self) -> float:
         """The peak so far.
 
         Returns:
-            GiB; nan on a CPU whose system can't tell.
+            GiB; nan on a CPU where nothing can tell: on Windows without psutil.
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / GIB
-        if not self.known:
-            return float("nan")
+        if not self.since_now:
+            return _peak_of_process() / GIB
         return int(re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) / 2**20
+
+
+def _peak_of_process() -> float:
+    """Bytes; nan where nothing tells."""
+    try:
+        usage = importlib.import_module("resource")  # Unix
+    except ImportError:
+        try:
+            return float(importlib.import_module("psutil").Process().memory_info().peak_wset)
+        except ImportError:
+            return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(usage.getrusage(usage.RUSAGE_SELF).ru_maxrss * unit)

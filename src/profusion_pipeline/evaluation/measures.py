@@ -1,6 +1,7 @@
 """Pictures -> scores: what an encoder's features, or a reader of one's own, say of each picture."""
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -97,6 +98,58 @@ class Similarity(Measure):
         return self._texts[prompt]
 
 
+def columns_of(measures: Sequence[Measure]) -> list[str]:
+    """The names of all scores.
+
+    Args:
+        measures: What scores pictures.
+
+    Returns:
+        Their columns.
+
+    Raises:
+        TypeError: One can't be called, or has no `columns`, as a bare function.
+
+    Example:
+        >>> columns_of([Similarity("colour", Encoder(lambda images: np.zeros((len(images), 3))))])
+        ['colour image', 'colour diversity']
+    """
+    columns = []
+    for measure in measures:
+        named = getattr(measure, "columns", None)
+        if not (callable(measure) and isinstance(named, tuple | list) and all(isinstance(name, str) for name in named)):
+            raise TypeError(
+                "A metric must be called with pictures and name its scores in `columns`, a tuple of texts, got a "
+                f"{type(measure).__name__} whose `columns` is {str(named)[:80]}."
+            )
+        columns += named
+    return columns
+
+
+def try_measures(measures: Sequence[Measure], picture: Picture) -> None:
+    """Score one picture, so that a metric that can't is found out before many are drawn.
+
+    Args:
+        measures: What scores pictures.
+        picture: Any.
+
+    Raises:
+        ValueError: The scores are not a number for each column.
+
+    Example:
+        >>> try_measures([], None)
+    """
+    for measure in measures:
+        scores = measure([picture])
+        for column in measure.columns:
+            score = scores.get(column) if isinstance(scores, dict) else None
+            if score is None or np.shape(score) != (1,) or np.asarray(score).dtype.kind not in "fiub":
+                raise ValueError(
+                    "A metric must return one number for each picture in each of its columns, "
+                    f"{list(measure.columns)}, got {str(scores)[:80]} for one picture."
+                )
+
+
 def get_measure(
     name: str, *, class_noun: str = "person", placeholder: str = "S*", device: str | torch.device = "cpu"
 ) -> Measure:
@@ -113,7 +166,7 @@ def get_measure(
         The measure.
 
     Raises:
-        ValueError: There is no such encoder, module or attribute.
+        ValueError: There is no such encoder, module or attribute, or it can't be called so.
         ImportError: It needs an extra that is not installed; the sentence names it.
 
     Example:
@@ -131,4 +184,11 @@ def get_measure(
         make = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"The metric {name!r} must name an attribute of a module: {error}.") from error
-    return make(class_noun=class_noun, placeholder=placeholder, device=device)
+    words = {"class_noun": class_noun, "placeholder": placeholder, "device": device}
+    try:
+        inspect.signature(make).bind(**words)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The metric {name!r} must be called with {', '.join(words)}, and then be or return a measure: {error}."
+        ) from error
+    return make(**words)

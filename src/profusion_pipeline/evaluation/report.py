@@ -1,5 +1,6 @@
 """Rows -> the table of each question, in Markdown, and documents that hold them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -131,10 +132,14 @@ def cost_table(costs: Sequence[Cost]) -> str:
     for cost in costs:
         learning = ["", "", ""]
         if cost.learning:
-            learning = [f"{cost.learning_seconds:.1f}", f"{cost.learning_gib:.2f}", f"{cost.stored_mb:.2f}"]
-        drawing = [str(cost.unet_rows), f"{cost.drawing_seconds:.2f}", f"{cost.drawing_gib:.2f}"]
+            learning = [f"{cost.learning_seconds:.1f}", _gib(cost.learning_gib), f"{cost.stored_mb:.2f}"]
+        drawing = [str(cost.unet_rows), f"{cost.drawing_seconds:.2f}", _gib(cost.drawing_gib)]
         lines.append([cost.system, cost.machine, *learning, *drawing])
     return markdown(lines)
+
+
+def _gib(value: float) -> str:
+    return "not measured" if math.isnan(value) else f"{value:.2f}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 from ..common.files import only_process, write_whole
 from ..customization.config import CustomizeConfig
 from .systems.system import Sampling
+
+logger = logging.getLogger(__name__)
 
 PERSONAL = ("class_noun", "prompt", "caption", "seed")  # fields of a CustomizeConfig that a run, or a subject, decides
 SAMPLING = {field.name: field.type for field in fields(Sampling)}
@@ -189,7 +192,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 def read_rows(folder: str | Path) -> list[Row]:
     """All rows of a run, of all its workers, in order.
 
-    A line that a kill cut short is no row; of a row that stands there twice the last one counts.
+    A line that a kill cut short is no row, and the log says so; of a row that stands there twice the last one counts.
 
     Args:
         folder: Of the run.
@@ -205,9 +208,11 @@ def read_rows(folder: str | Path) -> list[Row]:
     rows = {}
     for file in sorted(Path(folder).glob("rows*.csv*")):
         data = file.read_bytes()
-        text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
-        whole = text.rpartition("\n")[0]
-        for cells in csv.DictReader(io.StringIO(whole)):
+        data = gzip.decompress(data) if file.suffix == ".gz" else data
+        whole = data.rfind(b"\n") + 1  # in bytes, for a kill cuts characters too
+        if whole < len(data):
+            logger.warning("%s: the last row was cut short and is left out.", file)
+        for cells in csv.DictReader(io.StringIO(data[:whole].decode())):
             row = _row(cells)
             rows[row.key] = row
     return [rows[key] for key in sorted(rows, key=repr)]

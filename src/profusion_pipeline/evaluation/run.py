@@ -20,7 +20,7 @@ from ..method.adapters import base_hash
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_prompt import find_placeholder
 from .machine import PeakMemory, machine_name
-from .measures import Measure
+from .measures import Measure, columns_of, try_measures
 from .plan import Cell, save_plan, settings_of
 from .rows import Row, RowWriter, Setting, check_columns, open_run, read_rows
 from .subjects import Picture, Subject
@@ -94,8 +94,9 @@ def evaluate(
         A [`Progress`] after each setting and group of subjects that was drawn.
 
     Raises:
-        ValueError: Two subjects have one name, a prompt lacks the placeholder, `worker` is not one of `workers`, the
-            folder holds another run, or this worker is at work in another process.
+        ValueError: Two subjects have one name, a prompt lacks the placeholder, `worker` is not one of `workers`, a
+            measure doesn't score, the folder holds another run, or this worker is at work in another process.
+        TypeError: A measure has no `columns`, or can't be called.
         FileNotFoundError: A system is pre-trained, and its weights are not there.
 
     Example:
@@ -109,8 +110,11 @@ def evaluate(
     for system in used:
         if system.pretrained:
             find_weights(system.name, system.weights, system.pretrained)
-    columns = [column for measure in measures for column in measure.columns]
+    columns = columns_of(measures)
     check_columns(columns)
+    side, someone = pipe.unet.config.sample_size * pipe.vae_scale_factor, subjects[0]
+    like_drawn = someone.photos[0].resize((side, side))
+    try_measures(measures, Picture(like_drawn, someone, (*someone.prompts, learning_prompt)[0], 0))
     rows, learnt = Path(folder, "rows"), Path(folder, "learnt")
     about = {
         "model": base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet),

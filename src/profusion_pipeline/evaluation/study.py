@@ -12,7 +12,7 @@ from ..common.open_pipeline import DEMO, load_pipeline
 from ..method.pipeline_profusion import ProFusionPipeline
 from .config import EvaluationConfig
 from .costs import Cost, load_costs, measure_alone, measure_cost, save_costs
-from .measures import Measure, get_measure
+from .measures import Measure, columns_of, get_measure
 from .plan import QUESTIONS, Cell, load_plan, make_plan, save_plan
 from .plots import need_matplotlib, plot_costs, plot_question
 from .report import Scores, cost_table, fill_marks, question_table
@@ -114,6 +114,7 @@ def run_study(
         >>> for line in run_study(pipe, systems, subjects, measures, config):  # doctest: +SKIP
         ...     print(line)
     """
+    shown_columns(columns_of(measures))  # without which there will be no plots
     worker, workers = config.share
     if Path(config.output, "rows", f"rows-{worker}.csv").exists() and not config.resume:
         raise FileExistsError(f"{config.output!r} holds rows of a run already: --resume goes on with it.")

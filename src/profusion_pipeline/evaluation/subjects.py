@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ class Subject:
         photos: RGB pictures of them. Systems see the first one; likeness is the mean over all.
         prompts: Texts with the placeholder.
 
+    Raises:
+        ValueError: The name or a prompt is not one line of text.
+
     Example:
         >>> Subject("ada", (Image.new("RGB", (64, 64)),), ("a photo of S*",)).name
         'ada'
@@ -34,6 +38,12 @@ class Subject:
     name: str
     photos: tuple[Image.Image, ...]
     prompts: tuple[str, ...]
+
+    def __post_init__(self):
+        for what, text in (("name", self.name), *(("prompt", prompt) for prompt in self.prompts)):
+            # Control characters, line separators, half characters: no line of a table holds them.
+            if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text.replace("\t", " ")):
+                raise ValueError(f"The {what} of a subject must be one line of plain text, got {ascii(text[:60])}.")
 
     def digest(self) -> str:
         """A hash of all that is in it: rows of two subjects belong together only if theirs are the same.
