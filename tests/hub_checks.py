@@ -401,6 +401,25 @@ def assert_code_is_new(names: set[str], settings: dict) -> None:
     assert {name for name in names if name.endswith(".py")} == first | OWN_FILES
 
 
+def ours_malformed_index(settings):
+    from huggingface_hub import HfApi
+
+    from profusion_pipeline import ProFusionPipeline
+
+    hub = HfApi()
+    hub.create_repo("me/malformed", exist_ok=True)
+    index = json.loads(Path(settings["first"], "model_index.json").read_text())
+    for content, words in (
+        ("nothing", "must be JSON"),
+        (json.dumps(index | {"_class_name": []}), "`_class_name` must be"),
+        (json.dumps(index | {"unet": ["diffusers"]}), "'unet' must be a pair"),
+        (json.dumps(index | {"unet": [None, None]}), "the components `unet`"),
+        (json.dumps(index | {"unet": ["diffusers", "UNet3000"]}), "`unet` must be a class"),
+    ):
+        hub.upload_file(repo_id="me/malformed", path_or_fileobj=content.encode(), path_in_repo="model_index.json")
+        refused(lambda: ProFusionPipeline.from_pretrained("me/malformed"), words, "model_index.json", case=words)
+
+
 def ours_old_repository(settings):
     from profusion_pipeline import ProFusionPipeline
 

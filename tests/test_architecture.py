@@ -38,7 +38,7 @@ EXTRAS = {
 SHIPPED = {
     "pipeline_profusion": {"torch", "transformers", "diffusers"},
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
-    "loading": {"torch", "diffusers"},
+    "loading": {"torch", "diffusers", "transformers"},
     "card": {"torch", "huggingface_hub"},
     "repository": {"diffusers", "huggingface_hub"},
     "subject_prompt": {"torch", "transformers", "diffusers"},

@@ -1,12 +1,17 @@
 """How a ProFusionPipeline is read from a folder or Hub repository; `repository.py` says what is in one."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers.utils.import_utils import compare_versions
 
-from . import modeling_promptnet
+from . import modeling_promptnet, quoting
+
+WHERE = ("cache_dir", "local_files_only", "proxies", "revision", "token")  # what says where a file of the Hub is found
 
 
 class LoadingMixin:
@@ -34,8 +39,14 @@ class LoadingMixin:
 
         Raises:
             OSError: There is no pipeline there, or not all of one.
-            ValueError: A component is missing, or the repository brings code of its own for another component.
+            ValueError: The index is malformed, a component is missing, or the repository brings code of its own for
+                another component.
         """
+        name = str(pretrained_model_name_or_path)
+        if Path(name).is_dir() or name.count("/") <= 1:
+            index = cls.load_config(name, **{key: kwargs[key] for key in WHERE if key in kwargs})
+            optional = {*cls._optional_components, *kwargs}
+            _check_components(index, name, components=sorted(cls._get_signature_keys(cls)[0]), optional=optional)
         given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]  # the newer name, and that before 0.40
         keyword = "dtype" if compare_versions("diffusers", ">=", "0.40") else "torch_dtype"
         kwargs[keyword] = next((dtype for dtype in given if dtype is not None), torch.float32)
@@ -72,7 +83,52 @@ class LoadingMixin:
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
         # Both loading and downloading read the index here. A name with a module in front is what makes diffusers fetch
         # and run that module.
-        index = super()._dict_from_json_file(json_file, **kwargs)
+        try:
+            index = super()._dict_from_json_file(json_file, **kwargs)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{quoting.quote(json_file)} must be JSON, got {quoting.brief(error)}.") from error
+        _check_form(index, json_file, components=cls._get_signature_keys(cls)[0])
         if isinstance(index["_class_name"], list):
             index["_class_name"] = index["_class_name"][1]
         return index
+
+
+def _check_form(index: object, file: str | os.PathLike, *, components: Collection[str]) -> None:
+    """That diffusers can read an index, or the sentence that says where it can't."""
+    if not isinstance(index, dict):
+        raise ValueError(f"{quoting.quote(file)} must be a JSON object, got {quoting.quote(index)}.")
+    name = index.get("_class_name")
+    if not (isinstance(name, str) and name) and not _is_pair(name):
+        raise ValueError(
+            f"In {quoting.quote(file)}, `_class_name` must be the pipeline's class, alone or with its module in "
+            f"front, got {quoting.quote(name)}."
+        )
+    parts = {key: value for key, value in index.items() if isinstance(value, list) or key in components}
+    for key, value in parts.items():
+        if key not in ("_class_name", "_ignore_files") and not _is_pair(value) and value != [None, None]:
+            raise ValueError(
+                f"In {quoting.quote(file)}, {quoting.quote(key)} must be a pair of library and class, got "
+                f"{quoting.quote(value)}."
+            )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(word, str) and word for word in value)
+
+
+def _check_components(index: dict, source: str, *, components: Collection[str], optional: Collection[str]) -> None:
+    """That an index names the components that nobody else brings, and classes that diffusers and transformers have."""
+    file = quoting.quote(Path(source, "model_index.json"))
+    named = [name for name in components if index.get(name, [None])[0]]
+    if missing := [f"`{name}`" for name in components if name not in named and name not in optional]:
+        raise ValueError(
+            f"`from_pretrained` expected the components {' and '.join(missing)} in {file} or as arguments, got neither."
+        )
+    for name in named:
+        library, class_name = index[name]
+        home = {"diffusers": diffusers, "transformers": transformers}.get(library)
+        home = home or getattr(diffusers.pipelines, library, None)
+        if home and class_name != "PromptNet" and not hasattr(home, class_name):
+            raise ValueError(
+                f"In {file}, `{name}` must be a class that is installed, got {quoting.quote(index[name])}."
+            )
