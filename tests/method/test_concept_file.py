@@ -1,6 +1,8 @@
+import ast
 import dataclasses
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -250,8 +252,40 @@ def test_the_card_says_how_to_use_it():
     assert "| rank | 4 |" in card.text and "one woman" in card.text and "consent" in card.text
 
 
-def test_the_card_names_no_folder_as_a_hub_model(tmp_path):
-    assert make(base_model="model").card("ada/ada").data.base_model is None
+@pytest.mark.parametrize("name", ["model", "a pipeline without name", "[a](b)/c", "a/b\n# c"])
+def test_the_card_names_no_folder_as_a_hub_model(name):
+    card = make(base_model=name).card("ada/ada")
+    assert card.data.base_model is None
+    loads = [line for line in card.text.splitlines() if "Pipeline.from_pretrained(" in line]
+    assert len(loads) == 2
+    assert all(
+        "'owner/base-model'" in line and "# put the folder or Hub id of the base model here" in line for line in loads
+    )
+    assert "\n# c" not in card.text and "](b)/c" not in card.text.replace("\\](b)/c", "")
+
+
+def test_the_card_learns_the_hub_id_of_the_base_model():
+    card = make(base_model="model").card("ada/ada", base_model="ada/avatars")
+    assert card.data.base_model == "ada/avatars" and "| base model | ada/avatars |" in card.text
+    assert "ProFusionPipeline.from_pretrained('ada/avatars')\n" in card.text
+    with pytest.raises(ValueError, match="`base_model` must be the id of a model on the Hub"):
+        make().push_to_hub("ada/ada", base_model="a folder")
+
+
+def test_the_card_shows_the_way_without_the_package():
+    text = make().card("ada/ada").text
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert "DiffusionPipeline.from_pretrained('owner/base', trust_remote_code=True)" in blocks[0]
+    assert "ProFusionPipeline.from_pretrained('owner/base')" in blocks[1]
+    for block in blocks:
+        ast.parse(block)
+        assert "pipe.load_concept('ada/ada')" in block
+
+
+def test_the_card_keeps_its_form_whatever_the_words():
+    settings = dataclasses.asdict(CustomizeConfig()) | {"prompt": "a | photo\n# of S*"}
+    text = make(class_noun="woman\n# Licence", settings=settings).card("ada/ada").text
+    assert "one woman \\# Licence, learnt" in text and "| prompt | a \\| photo \\# of S\\* |" in text
 
 
 PUSHING = """

@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from hub_server import serve
+from hub_server import Repository, serve
 from profusion_pipeline import ProFusionPipeline, PromptNet, export_pipeline, push_pipeline
 from profusion_pipeline.cli import main
+from profusion_pipeline.common.open_pipeline import DEMO_FOLDER
 from tiny import make_components
 
 
@@ -111,3 +112,53 @@ def test_push(folders, tmp_path):
         weights(ProFusionPipeline(**make_components())),
     )
     assert all(torch.equal(pushed[name], value) for name, value in original.items())
+
+
+def pushed(words: list[str], folder, before: dict[str, bytes] | None = None) -> dict[str, bytes]:
+    """What is on the Hub after a `profusion push` in a process of its own; `before` is there already."""
+    code = f"import sys; from profusion_pipeline.cli import main; sys.exit(main({['push', *words]!r}))"
+    with serve() as hub:
+        if before:
+            hub.repositories[words[1]] = Repository()
+            hub.repositories[words[1]].commit(before)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        repository = hub.repositories[words[1]]
+        return repository.commits[repository.refs["main"]]
+
+
+def test_the_demo_is_published_with_its_own_card(tmp_path):
+    own = (DEMO_FOLDER / "README.md").read_bytes()
+    assert pushed(["demo", "me/avatars"], tmp_path)["README.md"] == own
+    before = {"README.md": b"my own words"}
+    assert pushed(["demo", "me/avatars"], tmp_path, before)["README.md"] == b"my own words"
+    assert (export_pipeline("demo", tmp_path / "mine") / "README.md").read_bytes() == own
+
+
+def test_a_card_goes_with_its_pipeline(folders, tmp_path):
+    """Under the new name, with the facts that are given; of a pipeline put together anew it is another."""
+    source = export_pipeline(folders["pipeline"], tmp_path / "source", license="mit")
+    text = (source / "README.md").read_text("utf-8")
+    (source / "README.md").write_text(text.replace("\n## Limits\n", "\n## Limits of mine\n"), encoding="utf-8")
+    card = (export_pipeline(source, tmp_path / "carried") / "README.md").read_text("utf-8")
+    assert "## Limits of mine" in card and "license: mit" in card
+    assert "\n# carried\n" in card and 'from_pretrained("carried"' in card and '"source"' not in card
+    facts = dict(base_model="someone/sd", license="openrail++")
+    card = (export_pipeline(source, tmp_path / "completed", **facts) / "README.md").read_text("utf-8")
+    assert "Base model: [someone/sd]" in card and "license: openrail++" in card and "not recorded" not in card
+    card = (export_pipeline("demo", tmp_path / "demo", license="mit") / "README.md").read_text("utf-8")
+    assert "license: mit\n" in card and "<!-- scores -->" in card
+    other = export_pipeline(source, tmp_path / "other", promptnet=folders["promptnet"])
+    assert "## Limits of mine" not in (other / "README.md").read_text("utf-8")
+
+
+def test_facts_are_checked_before_any_work(folders, tmp_path, capsys):
+    with pytest.raises(ValueError, match="`base_model` must be the id of a model on the Hub"):
+        export_pipeline("no/such/pipeline", tmp_path / "mine", base_model="two\nlines")
+    with pytest.raises(ValueError, match="`license` must be the Hub's word"):
+        push_pipeline("no/such/pipeline", "me/mine", license="two words")
+    words = ["export", folders["pipeline"], str(tmp_path / "mine"), "--base-model", "[a](b)"]
+    assert main(words) != 0 and "`base_model` must be the id" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()

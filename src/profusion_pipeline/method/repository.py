@@ -247,6 +247,7 @@ class RepositoryMixin:
         *,
         base_model: str | None = None,
         license: str | None = None,
+        readme: str | None = None,
         **kwargs,
     ) -> None:
         """Write the pipeline as a folder that loads anywhere: weights, code, index and model card.
@@ -263,14 +264,16 @@ class RepositoryMixin:
             push_to_hub: Whether to upload the folder too.
             base_model: For the model card: Hub id of the model that PromptNet was trained with.
             license: For the model card: the Hub's word for a licence.
+            readme: Text of the model card; None has one written.
             **kwargs: With `push_to_hub`: `repo_id` (the folder's name if not given), `commit_message`, `private`,
                 `token`, `create_pr`.
 
         Raises:
             NotADirectoryError: `save_directory` is a file.
             TypeError: An argument is unknown, or has no meaning without `push_to_hub`.
-            ValueError: Concepts or LoRAs are loaded.
+            ValueError: Concepts or LoRAs are loaded, `base_model` is no Hub id or `license` is not one word.
         """
+        card.check_facts(base_model=base_model, license=license)
         self._check_no_adapters()
         if kwargs and not push_to_hub:
             raise TypeError(f"`save_pretrained` takes {', '.join(kwargs)} with `push_to_hub=True` only.")
@@ -285,7 +288,7 @@ class RepositoryMixin:
         with whole_files.scratch_folder(target if target.exists() else target.parent) as scratch:
             new = scratch / "new"
             super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
-            facts = dict(base_model=base_model, license=license)
+            facts = dict(base_model=base_model, license=license, readme=readme)
             self.complete_repository(new, repo_id, has_card=(target / CARD).exists(), **facts)
             if target.exists():
                 _move_into(new, target, variant)
@@ -308,6 +311,7 @@ class RepositoryMixin:
         max_shard_size: int | str | None = None,
         base_model: str | None = None,
         license: str | None = None,
+        readme: str | None = None,
     ) -> CommitInfo:
         """Upload the pipeline as one commit; the repository is made if it is not there. A model card there is kept.
 
@@ -323,19 +327,21 @@ class RepositoryMixin:
             max_shard_size: Largest size of a weight file.
             base_model: For the model card: Hub id of the model that PromptNet was trained with.
             license: For the model card: the Hub's word for a licence.
+            readme: Text of the model card; None has one written.
 
         Returns:
             The commit.
 
         Raises:
-            ValueError: Concepts or LoRAs are loaded.
+            ValueError: Concepts or LoRAs are loaded, `base_model` is no Hub id or `license` is not one word.
         """
+        card.check_facts(base_model=base_model, license=license)
         self._check_no_adapters()
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as scratch:
             folder = Path(scratch, repo_id.split("/")[-1])
             super().save_pretrained(folder, safe_serialization, variant=variant, max_shard_size=max_shard_size)
-            self.complete_repository(folder, repo_id, base_model=base_model, license=license)
+            self.complete_repository(folder, repo_id, base_model=base_model, license=license, readme=readme)
             return upload_repository(
                 folder,
                 repo_id,
@@ -363,6 +369,7 @@ class RepositoryMixin:
         has_card: bool = False,
         base_model: str | None = None,
         license: str | None = None,
+        readme: str | None = None,
     ) -> None:
         """Write what diffusers leaves out of a folder: the code, an index that names it, and the model card.
 
@@ -372,6 +379,7 @@ class RepositoryMixin:
             has_card: Whether there is a model card already, which is kept.
             base_model: For the model card: Hub id of the model that PromptNet was trained with.
             license: For the model card: the Hub's word for a licence.
+            readme: Text of the model card; None has one written.
         """
         mend_components(folder)
         for path, content in method_files(Path(__file__).parent).items():
@@ -379,7 +387,7 @@ class RepositoryMixin:
         names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": ["modeling_promptnet", "PromptNet"]}
         _write_json(folder / INDEX, _read_json(folder / INDEX) | names)
         if not has_card:
-            text = card.model_card(
+            text = readme or card.model_card(
                 name,
                 components=self.components,
                 placeholder=self.config.placeholder,

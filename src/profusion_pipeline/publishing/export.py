@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
-from huggingface_hub import create_repo, get_token
+from huggingface_hub import ModelCard, create_repo, get_token
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from ..common.files import check_folder
-from ..common.open_pipeline import load_pipeline
+from ..common.open_pipeline import load_pipeline, pipeline_source
+from ..method import card
 from ..method.call_inputs import check_components_fit
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
@@ -30,6 +31,8 @@ def export_pipeline(
 ) -> Path:
     """Write a pipeline as a folder that loads anywhere: weights, the method's code, an index, a model card.
 
+    The card is that of the source, if the source is a folder with one and none of its parts is replaced.
+
     Args:
         source: Folder or Hub id of a ProFusion pipeline, or "demo"; or a Stable Diffusion that `promptnet` was trained
             with.
@@ -48,18 +51,22 @@ def export_pipeline(
 
     Raises:
         FileExistsError: `target` exists and `force` is not set.
-        ValueError: `dtype` is another word, or a component is missing or does not fit.
+        ValueError: `dtype` is another word, `base_model` is no Hub id, `license` is not one word, or a component is
+            missing or does not fit.
         OSError: A model is not there, or `target` can't be written.
 
     Example:
         >>> export_pipeline("stable-diffusion-2", "mine", promptnet="runs/first/promptnet")  # doctest: +SKIP
     """
+    card.check_facts(base_model=base_model, license=license)
     target = Path(target)
     if target.exists() and not force:
         raise FileExistsError(f"`target` must not exist yet, {str(target)!r} does: `force` writes into it.")
     check_folder(target, "`target`")
     pipe = _assemble(source, promptnet, image_encoder, dtype)
     facts = dict(base_model=base_model, license=license)
+    if promptnet is None and image_encoder is None:
+        facts["readme"] = _card_of(source, target.name, **facts)
     pipe.save_pretrained(target, variant=variant, max_shard_size=max_shard_size, **facts)
     return target
 
@@ -81,6 +88,8 @@ def push_pipeline(
 ) -> str:
     """Upload a pipeline as one commit: weights, the method's code, an index, a model card. A card there is kept.
 
+    A new repository's card is that of the source, if the source is a folder with one and none of its parts is replaced.
+
     Args:
         source: As of [`export_pipeline`].
         repo_id: Repository on the Hub; it is made if it is not there.
@@ -99,18 +108,41 @@ def push_pipeline(
         Address of the commit.
 
     Raises:
-        ValueError: There is no token for the Hub, `dtype` is another word, or a component is missing or does not fit.
+        ValueError: There is no token for the Hub, `dtype` is another word, `base_model` is no Hub id, `license` is not
+            one word, or a component is missing or does not fit.
         OSError: A model is not there, or the Hub refuses.
 
     Example:
         >>> push_pipeline("profusion-sd2", "me/profusion-sd2")  # doctest: +SKIP
     """
+    card.check_facts(base_model=base_model, license=license)
     if get_token() is None:
         raise ValueError("Pushing needs a token of the Hub: `hf auth login`, or HF_TOKEN in the environment.")
     create_repo(repo_id, private=private, exist_ok=True)  # before any model is loaded: a mistyped name is told at once
     pipe = _assemble(source, promptnet, image_encoder, dtype)
-    facts = dict(base_model=base_model, license=license, variant=variant, max_shard_size=max_shard_size)
-    return pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts).commit_url
+    facts = dict(base_model=base_model, license=license)
+    if promptnet is None and image_encoder is None:
+        facts["readme"] = _card_of(source, repo_id, **facts)
+    files = dict(variant=variant, max_shard_size=max_shard_size)
+    return pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts, **files).commit_url
+
+
+def _card_of(source: str | Path, name: str, *, base_model: str | None, license: str | None) -> str | None:
+    """The card in a source's folder, for its new place; None if it lacks a fact that is known now."""
+    file = Path(pipeline_source(source), "README.md")
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8")
+    facts = {key: fact for key, fact in dict(base_model=base_model, license=license).items() if fact}
+    if facts and card.UNKNOWN in text:
+        return None
+    old = file.parent.name
+    text = text.replace(f'"{old}"', f'"{name}"').replace(f"\n# {card.plain(old)}\n", f"\n# {card.plain(name)}\n")
+    if not facts:
+        return text
+    changed = ModelCard(text, ignore_metadata_errors=True)
+    vars(changed.data).update(facts)
+    return str(changed)
 
 
 def _assemble(
