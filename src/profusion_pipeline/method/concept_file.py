@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import call_inputs, card, whole_files
+from . import card, checks, quoting, whole_files
 
 FILE = "concept.safetensors"
 SUBJECT = ("latents", "image_states", "weights")
@@ -99,23 +99,23 @@ class Concept:
     loss: float
 
     def __post_init__(self):
-        call_inputs.check_subject(self.latents, self.image_states, self.weights)
+        checks.check_subject(self.latents, self.image_states, self.weights)
         for name, kind in FACTS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"`{name}` must be of {kind.__name__}, got {call_inputs.shown(value)}.")
-        call_inputs.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
+                raise TypeError(f"`{name}` must be of {kind.__name__}, got {quoting.quote(value)}.")
+        checks.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
         if not isinstance(self.changes, dict):
             raise TypeError(f"`changes` must be a dictionary, got {type(self.changes).__name__}.")
         for name, tensor in self.changes.items():
             if not name.startswith(("unet.", "promptnet.")):
-                raise ValueError(f"`changes` must be of `unet.` or `promptnet.`, got {call_inputs.shown(name)}.")
+                raise ValueError(f"`changes` must be of `unet.` or `promptnet.`, got {quoting.quote(name)}.")
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 raise TypeError(f"`{name}` must be a tensor of floats, got {getattr(tensor, 'dtype', type(tensor))}.")
-            call_inputs.check_finite(name, tensor)
+            checks.check_finite(name, tensor)
 
     def __repr__(self) -> str:
-        noun, base = call_inputs.shown(self.class_noun), call_inputs.shown(self.base_model)
+        noun, base = quoting.quote(self.class_noun), quoting.quote(self.base_model)
         learnt = f"mode={self.mode!r}, {self.steps} steps, loss {self.loss:.4f}, {self.num_bytes / 1e6:.2f} MB"
         return f"Concept({noun}, {learnt}, for {base})"
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils import is_peft_available
 
-from . import adapters, call_inputs, concept_file, shared_models
+from . import adapters, call_inputs, checks, concept_file, shared_models
 
 CHANGED_MODELS = ("unet", "promptnet")
 WAIT = "load and unload concepts while nothing is drawn around these models"
@@ -178,7 +178,7 @@ class ConceptLoaderMixin:
         Example:
             >>> pipe.set_concept_scale(0.8)  # doctest: +SKIP
         """
-        scale = call_inputs.check_number("scale", scale)
+        scale = checks.check_number("scale", scale)
         for one in self._named("name", name):
             loaded = self.concepts[one]
             for layer in [*self.unet.modules(), *self.promptnet.modules()]:

@@ -7,7 +7,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPVisionModel
 
-from . import call_inputs, framing, guidance_rows, prompt_pieces, reference_images, subject_embedding, subject_prompt
+from . import (
+    call_inputs,
+    checks,
+    framing,
+    guidance_rows,
+    prompt_pieces,
+    reference_images,
+    subject_embedding,
+    subject_prompt,
+)
 
 
 @torch.no_grad()
@@ -96,7 +105,7 @@ class EncodingMixin:
         call_inputs.check_components_fit(self.components)
         call_inputs.check_image_encoder(self.components)
         references = reference_images.load_reference_images(image)
-        weights = call_inputs.check_weights(weights, len(references))
+        weights = checks.check_weights(weights, len(references))
         subject = self._encode_references(
             references, weights, *call_inputs.choose_size(height, width, [], self.components)
         )
@@ -135,7 +144,7 @@ class EncodingMixin:
             True
         """
         prompts = call_inputs.list_prompts(prompt)
-        call_inputs.check_without("prompt", prompts, self.config.placeholder)
+        checks.check_without("prompt", prompts, self.config.placeholder)
         negative_prompts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         num_pieces = self._num_pieces(prompts + negative_prompts) if long_prompts else None
         prompt_embeds = self._encode_texts(prompts, lora_scale, num_pieces)  # [P, T, D]
@@ -154,7 +163,7 @@ class EncodingMixin:
             if id(one) not in files:  # an open file can be read once
                 files[id(one)] = reference_images.load_reference_images(one)
             references = files[id(one)]
-            read.append((id(one), references, call_inputs.check_weights(weights, len(references))))
+            read.append((id(one), references, checks.check_weights(weights, len(references))))
         return read
 
     def _encode_images(
@@ -225,7 +234,7 @@ class EncodingMixin:
             tokens = prompt_pieces.split_prompts(self.tokenizer, prompts, **words, at_least=at_least)
         shape = (len(prompts), length * (tokens.num_pieces or 1), self.text_encoder.config.hidden_size)
         for name, tensor in given.items():
-            call_inputs.check_tensor(name, tensor, shape, self.text_encoder.dtype)
+            checks.check_tensor(name, tensor, shape, self.text_encoder.dtype)
         return tokens
 
     def _text_states(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import call_inputs
+from . import checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Guidance:
 
     def __post_init__(self):
         for field in fields(self):
-            check = call_inputs.check_count if field.type is int else call_inputs.check_number
+            check = checks.check_count if field.type is int else checks.check_number
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name), at_least=0))
         if not self.fusion_start < self.fusion_end <= 1:
             raise ValueError(

@@ -39,6 +39,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from . import (
     call_inputs,
     callbacks,
+    checks,
     concept_loader,
     encoding,
     framing,
@@ -321,23 +322,23 @@ class ProFusionPipeline(
             fusion_end=fusion_end,
         )
         prompts = call_inputs.list_prompts(prompt)
-        num_inference_steps = call_inputs.check_count("num_inference_steps", num_inference_steps, at_least=1)
-        num_images_per_prompt = call_inputs.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        num_inference_steps = checks.check_count("num_inference_steps", num_inference_steps, at_least=1)
+        num_images_per_prompt = checks.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
         num_pictures = len(prompts) * num_images_per_prompt
-        eta = call_inputs.check_number("eta", eta, at_most=1)
-        strength = call_inputs.check_strength(strength, num_inference_steps)
-        lora_scale = call_inputs.check_lora_scale(cross_attention_kwargs)
-        call_inputs.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
-        call_inputs.check_generator(generator, num_pictures)
+        eta = checks.check_number("eta", eta, at_most=1)
+        strength = checks.check_strength(strength, num_inference_steps)
+        lora_scale = checks.check_lora_scale(cross_attention_kwargs)
+        checks.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
+        checks.check_generator(generator, num_pictures)
         call_inputs.check_components_fit(self.components)
-        call_inputs.check_callback(callback_on_step_end)
+        checks.check_callback(callback_on_step_end)
         tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
-        call_inputs.check_choices("callback_on_step_end_tensor_inputs", tensor_inputs, self._callback_tensor_inputs)
+        checks.check_choices("callback_on_step_end_tensor_inputs", tensor_inputs, self._callback_tensor_inputs)
         starts_from_image = strength < 1 and latents is None
         may_change = callback_on_step_end is not None  # then what has no weight at first may get one
 
         # 2. Who S* is
-        call_inputs.check_not_both("image", image, "subject", subject)
+        checks.check_not_both("image", image, "subject", subject)
         has_subject = image is not None or subject is not None
         concepts = self._choose_concepts(concept, len(prompts), num_images_per_prompt, has_subject, base_guidance)
         if concepts.names:
@@ -352,11 +353,11 @@ class ProFusionPipeline(
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (num_pictures, self.unet.config.in_channels, *grid)  # B, C, h, w
-        call_inputs.check_tensor("latents", latents, shape, self.text_encoder.dtype)
+        checks.check_tensor("latents", latents, shape, self.text_encoder.dtype)
 
         # 4. Which words
-        call_inputs.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
-        call_inputs.check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
+        checks.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
+        checks.check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
         placeholder = self.config.placeholder
         prompts = [text.replace(self.config.placeholder_alias or placeholder, placeholder) for text in prompts]
         null_texts = class_texts = None
@@ -458,7 +459,7 @@ class ProFusionPipeline(
             else:
                 share = fusion_sampling.noise_share(level.alpha_bar, level.next_alpha_bar, guidance.fusion_eta)
                 plan.append((level, share))
-        call_inputs.check_fusion_eta(guidance.fusion_eta, [share for _, share in filter(None, plan)])
+        checks.check_fusion_eta(guidance.fusion_eta, [share for _, share in filter(None, plan)])
         return plan
 
     def _initial_latents(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from . import call_inputs
+from . import checks
 
 _LOCK = threading.Lock()
 _USERS: WeakKeyDictionary[Any, list[tuple[int, bool]]] = WeakKeyDictionary()  # of a part: (thread, whether to change)
@@ -70,7 +70,7 @@ def one_call_at_a_time(call: Callable) -> Callable:
 
     @functools.wraps(call)
     def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
-        call_inputs.check_names(kwargs)
+        checks.check_names(kwargs)
         models = (pipe.unet, pipe.text_encoder, pipe.promptnet)
         with (
             in_use([pipe.scheduler], to_change=True, advice="give each a pipeline of its own with `pipe.clone()`"),

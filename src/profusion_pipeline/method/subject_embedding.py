@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import call_inputs, whole_files
+from . import checks, quoting, whole_files
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,11 +34,11 @@ class SubjectEmbedding:
     weights: torch.Tensor
 
     def __post_init__(self):
-        call_inputs.check_subject(self.latents, self.image_states, self.weights)
+        checks.check_subject(self.latents, self.image_states, self.weights)
 
     def __repr__(self) -> str:
         shapes = f"latents {list(self.latents.shape)}, image_states {list(self.image_states.shape)}"
-        return f"SubjectEmbedding({shapes}, weights {call_inputs.shown(self.weights.tolist())})"
+        return f"SubjectEmbedding({shapes}, weights {quoting.quote(self.weights.tolist())})"
 
     def to(self, *args) -> "SubjectEmbedding":
         """The same subject on another device or in another dtype.
@@ -100,7 +100,7 @@ class SubjectEmbedding:
         if set(tensors) != names:
             raise ValueError(
                 f"{os.fspath(path)!r} must hold the {sorted(names)} of a SubjectEmbedding, got "
-                f"{call_inputs.shown(sorted(tensors))}."
+                f"{quoting.quote(sorted(tensors))}."
             )
         try:
             return cls(**tensors)

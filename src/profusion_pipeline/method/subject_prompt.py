@@ -16,7 +16,7 @@ import torch
 from diffusers.utils import logging, scale_lora_layers, unscale_lora_layers
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import call_inputs
+from . import quoting
 
 logger = logging.get_logger(__name__)
 
@@ -49,7 +49,7 @@ def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
         hint = f" (write {placeholder!r} in place of {meant[0]!r})" if meant else ""
         raise ValueError(
             f"`prompt` must hold the placeholder {placeholder!r} exactly once{hint}, got it {len(pieces) - 1} times in "
-            f"{call_inputs.shown(prompt)}."
+            f"{quoting.quote(prompt)}."
         )
     if pieces[0].endswith("<") and pieces[1].startswith(">"):
         raise ValueError(f"`prompt` must hold the placeholder as {placeholder!r}, got '<{placeholder}>'.")
@@ -107,7 +107,7 @@ def tokenize_subject_prompts(
             raise ValueError(
                 f"`prompt` must hold the placeholder {placeholder!r} nearer to its beginning: the text encoder reads "
                 f"{max_length} tokens, got it at token {len(before)} with {num_subject_tokens} places in "
-                f"{call_inputs.shown(prompt)}."
+                f"{quoting.quote(prompt)}."
             )
         if name_what_is_cut:
             _name_cut(tokenizer, after[room:], max_length)

@@ -1,0 +1,199 @@
+"""Checks of one value each, before any model runs: an error says name, expectation and what was given.
+
+A check of a number gives it back as one of Python, so that numpy's are taken.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+from . import quoting
+
+# Arguments of other pipelines, and what has their place here.
+ELSEWHERE = {
+    "ip_adapter_image": "`image` is the photo of the subject, which PromptNet reads in place of an IP-Adapter",
+    "ip_adapter_image_embeds": "`subject` takes what `encode_subject` made of a photo",
+    "input_id_images": "`image` is the photo of the subject",
+    "id_embeds": "`subject` takes what `encode_subject` made of a photo",
+    "prompt_2": "there is one text encoder",
+    "guidance_rescale": "it isn't part of the method",
+    "clip_skip": "PromptNet learnt its words for one layer of the text encoder",
+    "timesteps": "the scheduler's own settings hold",
+    "sigmas": "the scheduler's own settings hold",
+    "callback": "`callback_on_step_end` has its place",
+    "callback_steps": "`callback_on_step_end` is called after each step",
+    "max_embeddings_multiples": "`long_prompts=True` reads texts of any length",
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Arguments that a call doesn't have, where another pipeline's has them."""
+    for name in names:
+        if name in ELSEWHERE:
+            raise TypeError(f"`{name}` is no argument of this pipeline: {ELSEWHERE[name]}.")
+
+
+def check_number(name: str, value: Any, *, at_least: float = 0, at_most: float = math.inf) -> float:
+    """A setting that must be a finite number, the same for all pictures of a call."""
+    if isinstance(value, list | tuple):
+        raise TypeError(f"`{name}` must be one number for the whole call, got {quoting.quote(value)}.")
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a number, got {quoting.quote(value)}.")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or not at_least <= number <= at_most:
+        limits = f"at least {at_least:g}" if at_most == math.inf else f"{at_least:g} to {at_most:g}"
+        raise ValueError(f"`{name}` must be a finite number of {limits}, got {quoting.quote(value)}.")
+    return number
+
+
+def check_count(name: str, value: Any, *, at_least: int) -> int:
+    """A setting that must be a whole number."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number, got {quoting.quote(value)}.")
+    if value < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}, got {quoting.quote(value)}.")
+    return operator.index(value)
+
+
+def check_strength(strength: Any, num_inference_steps: int) -> float:
+    """How much of the schedule a call runs: a share that leaves a step."""
+    strength = check_number("strength", strength)
+    if not 0 < strength <= 1:
+        raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
+    if int(num_inference_steps * strength) == 0:
+        raise ValueError(f"`strength` must leave at least one of {num_inference_steps} steps, got {strength}.")
+    return strength
+
+
+def check_fusion_eta(eta: float, shares: Sequence[float]) -> None:
+    """The share k = 1 - η² (...) of noise that fusion steps keep must be in [-1, 1]."""
+    if shares and min(shares) < -1:
+        largest = eta * (2 / (1 - min(shares))) ** 0.5
+        raise ValueError(f"`fusion_eta` must be at most {largest:.4f} with this schedule, got {eta}.")
+
+
+def check_lora_scale(cross_attention_kwargs: Any) -> float:
+    """How much LoRA layers count in a call, on top of `set_adapters`: "scale" of a dictionary, 1 without it."""
+    if cross_attention_kwargs is None:
+        return 1.0
+    if not isinstance(cross_attention_kwargs, dict):
+        raise TypeError(f"`cross_attention_kwargs` must be a dictionary, got {quoting.quote(cross_attention_kwargs)}.")
+    scale = cross_attention_kwargs.get("scale", 1.0)
+    return check_number('cross_attention_kwargs["scale"]', scale, at_least=-math.inf)
+
+
+def check_weights(weights: Any, num_references: int) -> list[float]:
+    """The weight of each reference of a subject; equal with a sum of 1 if None."""
+    if weights is None:
+        return [1 / num_references] * num_references
+    if not isinstance(weights, Sequence) or isinstance(weights, str):
+        raise TypeError(f"`image_weights` must have a number for each reference, got {quoting.quote(weights)}.")
+    if len(weights) != num_references:
+        raise ValueError(
+            f"`image_weights` must have an entry for each of {num_references} references, got {len(weights)}."
+        )
+    weights = [check_number("image_weights", weight) for weight in weights]
+    if not any(weights):
+        raise ValueError(f"`image_weights` must not all be 0, got {quoting.quote(weights)}.")
+    return weights
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """A setting that must be one of a few words."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {quoting.quote(value)}.")
+
+
+def check_choices(name: str, values: Any, choices: Sequence[str]) -> None:
+    """A setting that is a list of a few words."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"`{name}` must be a list of words, got {quoting.quote(values)}.")
+    for value in values:
+        check_choice(name, value, choices)
+
+
+def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """A tensor given in place of what the pipeline would make itself, or None."""
+    if tensor is None:
+        return
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(tensor.shape)}.")
+    if tensor.dtype != dtype:
+        raise TypeError(f"`{name}` must be of the pipeline's dtype {dtype}, got {tensor.dtype}.")
+    check_finite(name, tensor)
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Numbers that a call computes with."""
+    bad = ~torch.isfinite(tensor.float())  # which 8-bit floats don't know themselves
+    if bad.any():
+        raise ValueError(f"`{name}` must hold finite numbers, got {int(bad.sum())} that aren't.")
+
+
+def check_floats(name: str, tensor: Any, shape: str) -> None:
+    """A tensor of finite floats with a letter of `shape`, such as "R C h w", for each of its dimensions."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise TypeError(f"`{name}` must be a tensor of floats, got {kind}.")
+    letters = shape.split()
+    if tensor.ndim != len(letters) or not tensor.numel():
+        wanted = f"[{', '.join(letters)}]"
+        raise ValueError(f"`{name}` must have the shape {wanted}, none of them 0, got {list(tensor.shape)}.")
+    check_finite(name, tensor)
+
+
+def check_subject(latents: Any, image_states: Any, weights: Any) -> None:
+    """The three tensors of one subject: latents [R, C, h, w], vision states [R, N, V] and weights [R]."""
+    check_floats("latents", latents, "R C h w")
+    check_floats("image_states", image_states, "R N V")
+    check_floats("weights", weights, "R")
+    if not len(latents) == len(image_states) == len(weights):
+        raise ValueError(
+            "`latents`, `image_states` and `weights` must be of the same R references, got "
+            f"{len(latents)}, {len(image_states)} and {len(weights)}."
+        )
+    if min(weights.tolist()) < 0 or not any(weights.tolist()):
+        raise ValueError(f"`weights` must be 0 or more, and not all 0, got {quoting.quote(weights.tolist())}.")
+
+
+def check_callback(callback: Any) -> None:
+    """What is called after each step, or None."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback_on_step_end` must be callable, got {quoting.quote(callback)}.")
+
+
+def check_generator(generator: Any, num_pictures: int) -> None:
+    """Where random numbers come from: a generator, a list with one for each picture, or None."""
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {quoting.quote(generator)}.")
+    if isinstance(generator, list) and len(generator) != num_pictures:
+        raise ValueError(f"`generator` must have an entry for each of {num_pictures} pictures, got {len(generator)}.")
+
+
+def check_not_both(name: str, value: Any, other_name: str, other_value: Any) -> None:
+    """Two settings that say the same thing."""
+    if value is not None and other_value is not None:
+        raise ValueError(f"`{name}` and `{other_name}` must not both be given.")
+
+
+def check_without(name: str, texts: Sequence[str], placeholder: str) -> None:
+    """Texts that must not hold the placeholder."""
+    for text in texts:
+        if placeholder in text:
+            raise ValueError(f"`{name}` must not hold the placeholder {placeholder!r}, got {quoting.quote(text)}.")
+
+
+def check_characters(name: str, text: str) -> None:
+    """A text that a tokenizer can read: no half of a pair of UTF-16, as badly decoded text has."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"`{name}` must be a text without lone surrogates, got {ascii(text)[:100]}.")

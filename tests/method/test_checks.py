@@ -1,0 +1,46 @@
+"""What a call meets is in the tests of the pipeline; here is what checks give back, and errors of their own."""
+
+import numpy as np
+import pytest
+import torch
+
+from profusion_pipeline.method import checks
+
+
+def test_numbers():
+    for value in (0, 0.0, 7, 1e-9, np.float64(3), np.float32(0.5), np.int64(2)):
+        number = checks.check_number("scale", value)
+        assert number == value and type(number) is float
+    checks.check_number("scale", 2.0, at_least=2)
+    with pytest.raises(ValueError, match="`scale` must be a finite number of at least 2, got 1"):
+        checks.check_number("scale", 1, at_least=2)
+    with pytest.raises(TypeError, match="`scale` must be a number, got True"):
+        checks.check_number("scale", True)
+    for value in (1, np.int64(1), np.uint8(1)):
+        assert type(checks.check_count("steps", value, at_least=1)) is int
+
+
+def test_long_values_are_cut():
+    for value in ("x" * 10**6, torch.zeros(10**4), list(range(10**5))):
+        with pytest.raises(TypeError) as raised:
+            checks.check_number("scale", value)
+        assert len(str(raised.value)) < 200
+
+
+def test_weights():
+    assert checks.check_weights(None, 4) == [0.25] * 4
+    assert checks.check_weights((1, 0.0), 2) == [1, 0.0]
+
+
+def test_generators():
+    checks.check_generator(None, 3)
+    checks.check_generator(torch.Generator(), 3)
+    with pytest.raises(TypeError, match="`generator` must be a torch.Generator or a list of them"):
+        checks.check_generator([None], 1)
+
+
+def test_the_largest_eta_is_named():
+    checks.check_fusion_eta(2**0.5, [-1.0])
+    checks.check_fusion_eta(9.0, [])
+    with pytest.raises(ValueError, match="`fusion_eta` must be at most 1.4142 with this schedule, got 2.0"):
+        checks.check_fusion_eta(2.0, [0.5, 1 - 2.0**2])
