@@ -224,11 +224,11 @@ def bare_old_repository(settings):
 
 
 def bare_a_load_makes_few_requests(settings):
-    """At most 60 with an empty cache and 6 with a full one: most are two for each file of the components."""
+    """At most 60 with an empty cache, and 10 with a full one: diffusers 0.42 makes 5, 0.38 makes 8."""
     from diffusers import DiffusionPipeline
 
     cache = Path(settings["work"], "counted")
-    for at_most in (60, 6):
+    for at_most in (60, 10):
         ask(settings, "GET", "/-/log")
         DiffusionPipeline.from_pretrained("me/first", cache_dir=cache, trust_remote_code=True)
         asked = json.loads(ask(settings, "GET", "/-/log"))
