@@ -8,6 +8,10 @@ from profusion_pipeline.method import call_inputs as inputs
 def test_sizes(pipe):
     components = pipe.components
     assert inputs.choose_size(None, None, [], components) == (16, 16)
+    with pytest.raises(ValueError, match=r"`height` x `width` must be at most 16777216 pixels .*, got 4112 x 4096"):
+        inputs.choose_size(4112, 4096, [], components)
+    with pytest.raises(ValueError, match=r"got a whole number of 333 bits x 16\."):
+        inputs.choose_size(16 * 10**99, 16, [], components)
     assert inputs.choose_size(32, None, [], components) == (32, 16)
     pipe.unet.register_to_config(sample_size=[16, 8])
     assert inputs.choose_size(None, None, [], components) == (32, 16)

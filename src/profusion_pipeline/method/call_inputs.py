@@ -6,6 +6,8 @@ from typing import Any
 
 from . import checks, framing, quoting
 
+MAX_PIXELS = 4096 * 4096  # of a picture to be made; more is a slip of the keys
+
 
 def list_prompts(prompt: Any) -> list[str]:
     """The prompts of a call as a list.
@@ -220,7 +222,8 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
 
     Raises:
         TypeError: They aren't whole numbers.
-        ValueError: PromptNet can't read latents of that size, or a subject was encoded for another.
+        ValueError: PromptNet can't read latents of that size, a subject was encoded for another, or there would be more
+            than 4096 x 4096 pixels.
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
@@ -234,6 +237,11 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
     width = checks.check_count("width", scale * sides[1] if width is None else width, at_least=1)
     unit = scale * promptnet.grid_stride
     smallest = unit * promptnet.config.region_kernel_size
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"`height` x `width` must be at most {MAX_PIXELS} pixels (4096 x 4096), got {quoting.quote(height)} x "
+            f"{quoting.quote(width)}."
+        )
     if height % unit or width % unit or min(height, width) < smallest:
         raise ValueError(
             f"`height` and `width` must be multiples of {unit} and at least {smallest}, got {height} and {width}."

@@ -107,6 +107,7 @@ class TrainingConfig:
         None,
         help="Side in pixels to which pictures are scaled and centre-cropped; None takes the unet's own.",
         minimum=8,
+        maximum=4096,
     )
     reference: str = setting(
         "same",
