@@ -398,7 +398,7 @@ def test_changes_of_other_shapes_are_refused_before_anything_is_touched(pipe, le
             concept = replace(learnt[name], changes=changes | {one: bad})
             with pytest.raises(ValueError, match="change weights that UNet2DConditionModel has, in their own"):
                 pipe.load_concept(concept)
-        elsewhere = replace(learnt[name], changes={f"promptnet.{one}": changes[one]})
+        elsewhere = replace(learnt[name], changes=changes | {f"promptnet.{one}": changes[one]})
         with pytest.raises(ValueError, match="must change weights that PromptNet has"):
             pipe.load_concept(elsewhere)
     assert not pipe.concepts and not getattr(pipe.unet, "peft_config", None)
@@ -463,9 +463,36 @@ def test_a_full_concept_under_offloading(pipe, learnt, kind):
         sample(pipe)
 
 
-@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+def test_a_scale_below_0_leads_away(pipe, learnt):
+    """The changes count with the other sign: what full mode adds, it takes away."""
+    for name in ("ada", "full"):
+        pipe.load_concept(learnt[name], name=name)
+        pipe.set_concept_scale(-1.0, name)
+        turned = replace(learnt[name], changes=turn(learnt[name].changes))
+        pipe.load_concept(turned, name="turned")
+        torch.testing.assert_close(sample(pipe, concept=name), sample(pipe, concept="turned"), rtol=1e-4, atol=1e-4)
+        pipe.unload_concept()
+
+
+def turn(changes: dict) -> dict:
+    return {name: change if ".lora_A." in name else -change for name, change in changes.items()}
+
+
+@pytest.mark.parametrize("concept", [3, None, [], object])
+def test_what_is_no_concept(pipe, concept):
+    with pytest.raises(TypeError, match="`concept` must be a Concept, or where one lies, got"):
+        pipe.load_concept(concept)
+
+
+def test_a_concept_that_changes_one_model_only(pipe, learnt):
+    changes = {name: change for name, change in learnt["ada"].changes.items() if name.startswith("unet.")}
+    with pytest.raises(ValueError, match="The concept must change something of PromptNet, got nothing"):
+        pipe.load_concept(replace(learnt["ada"], changes=changes))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
 def test_a_scale_out_of_range(pipe, scale):
-    with pytest.raises(ValueError, match="`scale` must be a finite number of at least 0, got"):
+    with pytest.raises(ValueError, match="`scale` must be a finite number of at least -inf, got"):
         pipe.set_concept_scale(scale)
 
 

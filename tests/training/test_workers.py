@@ -37,7 +37,7 @@ def raised(dataset: Dataset, num_workers: int) -> Exception:
         Broken(ValueError("several\n\nlines\nof text")),
         Broken(ValueError()),
     ],
-    ids=repr,
+    ids=range(5),
 )
 def test_an_error_of_a_worker_is_that_of_no_worker(dataset):
     there, here = raised(dataset, 1), raised(dataset, 0)

@@ -79,6 +79,8 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module) ->
 def check_changes(model: nn.Module, changes: dict[str, torch.Tensor], mode: str) -> None:
     """What was learnt must be of weights that the model has: of their shape, or factors `lora_A` and `lora_B` of it."""
     weights = base_weights(model)
+    if mode == "lora" and not changes:
+        raise ValueError(f"The concept must change something of {type(model).__name__}, got nothing.")
     for name, tensor in changes.items():
         layer, _, factor = name.partition(".lora_")
         weight = weights.get(name if mode == "full" else f"{layer}.weight")

@@ -243,9 +243,9 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
             f"{quoting.quote(width)}."
         )
     if height % unit or width % unit or min(height, width) < smallest:
-        raise ValueError(
-            f"`height` and `width` must be multiples of {unit} and at least {smallest}, got {height} and {width}."
-        )
+        own = subjects and (height, width) == tuple(scale * side for side in sides)
+        what = "The size of `subject`" if own else "`height` and `width`"
+        raise ValueError(f"{what} must be multiples of {unit} and at least {smallest}, got {height} and {width}.")
     words = promptnet.num_subject_tokens(height // scale, width // scale)
     room = components["tokenizer"].model_max_length
     if words > room - 2:  # begin and end have a place each

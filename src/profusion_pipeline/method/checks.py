@@ -30,6 +30,16 @@ ELSEWHERE = {
 }
 
 
+FLOATS = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
+
+
 def check_names(names: Sequence[str]) -> None:
     """Arguments that a call doesn't have, where another pipeline's has them."""
     for name in names:
@@ -141,13 +151,18 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
 
 def check_floats(name: str, tensor: Any, shape: str) -> None:
     """A tensor of finite floats with a letter of `shape`, such as "R C h w", for each of its dimensions."""
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise TypeError(f"`{name}` must be a tensor of floats, got {kind}.")
+    check_float_tensor(name, tensor)
     letters = shape.split()
     if tensor.ndim != len(letters) or not tensor.numel():
         wanted = f"[{', '.join(letters)}]"
         raise ValueError(f"`{name}` must have the shape {wanted}, none of them 0, got {list(tensor.shape)}.")
+
+
+def check_float_tensor(name: str, tensor: Any) -> None:
+    """A tensor of finite floats, of 16, 32 or 64 bits or of the two kinds of 8 bits that models are stored in."""
+    dtype = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+    if dtype not in FLOATS:
+        raise TypeError(f"`{name}` must be a tensor of floats, got {dtype}.")
     check_finite(name, tensor)
 
 

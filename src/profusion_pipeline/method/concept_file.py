@@ -5,6 +5,7 @@ new in place, whatever happens on the way.
 """
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from . import card, checks, quoting, whole_files
 
 FILE = "concept.safetensors"
 SUBJECT = ("latents", "image_states", "weights")
-FACTS = {"class_noun": str, "base_model": str, "base_hash": str, "settings": dict, "steps": int, "loss": float}
+FACTS = {"class_noun": str, "base_model": str, "base_hash": str, "settings": dict, "steps": int, "loss": (float, int)}
 # The imports stand in quotes of their own: diffusers reads import lines of a repository's code by regular expression.
 CARD = (
     """# {title}
@@ -103,16 +104,20 @@ class Concept:
         for name, kind in FACTS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
+                kind = kind if isinstance(kind, type) else float
                 raise TypeError(f"`{name}` must be of {kind.__name__}, got {quoting.quote(value)}.")
+        checks.check_count("steps", self.steps, at_least=0)
+        if not math.isnan(self.loss):  # of what was learnt elsewhere
+            checks.check_number("loss", self.loss)
+        if not 0 < len(self.class_noun) <= 200:
+            raise ValueError(f"`class_noun` must be of 1 to 200 characters, got {quoting.quote(self.class_noun)}.")
         checks.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
         if not isinstance(self.changes, dict):
             raise TypeError(f"`changes` must be a dictionary, got {type(self.changes).__name__}.")
         for name, tensor in self.changes.items():
-            if not name.startswith(("unet.", "promptnet.")):
+            if not isinstance(name, str) or not name.startswith(("unet.", "promptnet.")):
                 raise ValueError(f"`changes` must be of `unet.` or `promptnet.`, got {quoting.quote(name)}.")
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-                raise TypeError(f"`{name}` must be a tensor of floats, got {getattr(tensor, 'dtype', type(tensor))}.")
-            checks.check_finite(name, tensor)
+            checks.check_float_tensor(name, tensor)
 
     def __repr__(self) -> str:
         noun, base = quoting.quote(self.class_noun), quoting.quote(self.base_model)

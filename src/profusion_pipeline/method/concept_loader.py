@@ -6,6 +6,7 @@ rows of ∅ and C can be left to the untouched base. In full mode the changed we
 call runs.
 """
 
+import math
 import re
 import uuid
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils import is_peft_available
 
-from . import adapters, call_inputs, checks, concept_file, shared_models
+from . import adapters, call_inputs, checks, concept_file, quoting, shared_models
 
 CHANGED_MODELS = ("unet", "promptnet")
 WAIT = "load and unload concepts while nothing is drawn around these models"
@@ -116,6 +117,7 @@ class ConceptLoaderMixin:
         Raises:
             ImportError: PEFT isn't installed.
             OSError: There is no concept at that place.
+            TypeError: It is something else.
             ValueError: It was made for another base model, the name is taken or has other signs than letters, digits,
                 `_` and `-`, or the pipeline is under sequential off-loading.
 
@@ -124,8 +126,10 @@ class ConceptLoaderMixin:
         """
         if isinstance(concept, str | Path):
             concept = concept_file.Concept.from_pretrained(concept, **hub_options)
+        if not isinstance(concept, concept_file.Concept) and type(concept).__name__ != "Concept":  # of remote code
+            raise TypeError(f"`concept` must be a Concept, or where one lies, got {quoting.quote(concept)}.")
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"`name` must be made of letters, digits, `_` and `-`, got {name!r}.")
+            raise ValueError(f"`name` must be made of letters, digits, `_` and `-`, got {quoting.quote(name)}.")
         if name in self.concepts:
             raise ValueError(f"`name` {name!r} is taken: unload that concept first, or choose another name.")
         if concept.mode == "lora" and not is_peft_available():
@@ -167,18 +171,19 @@ class ConceptLoaderMixin:
         """Say how much of what was learnt counts.
 
         Args:
-            scale: 0 is the untouched base, to the bit; 1, the start, is the concept as it was learnt; more exaggerates.
+            scale: 0 is the untouched base, to the bit; 1, the start, is the concept as it was learnt; more exaggerates,
+                and less than 0 leads away from it.
                 Set by a callback, it holds from the next step on in lora mode, and from the next call on in full mode.
             name: Of the concept; all loaded ones if None.
 
         Raises:
             TypeError: `scale` isn't a number.
-            ValueError: `scale` is negative or not finite, or no such concept is loaded.
+            ValueError: `scale` is not finite, or no such concept is loaded.
 
         Example:
             >>> pipe.set_concept_scale(0.8)  # doctest: +SKIP
         """
-        scale = checks.check_number("scale", scale)
+        scale = checks.check_number("scale", scale, at_least=-math.inf)
         for one in self._named("name", name):
             loaded = self.concepts[one]
             for layer in [*self.unet.modules(), *self.promptnet.modules()]:
@@ -279,7 +284,7 @@ class ConceptLoaderMixin:
         models = {name: getattr(self, name) for name in (*CHANGED_MODELS, "text_encoder")}
         for name in concepts.names[:1]:  # in full mode it is the only one
             concept, scale, _ = self.concepts[name]
-            if concept.mode == "full" and scale > 0:
+            if concept.mode == "full" and scale != 0:
                 for component in CHANGED_MODELS:
                     changes = concept.changes_of(component)
                     models[component] = adapters.with_changes(models[component], changes, scale)
@@ -294,7 +299,7 @@ class ConceptLoaderMixin:
         for name in concepts.names:
             loaded = self.concepts[name]
             if loaded.concept.mode == "lora":
-                of_picture.append(loaded.adapter if loaded.scale > 0 else adapters.BASE)
+                of_picture.append(loaded.adapter if loaded.scale != 0 else adapters.BASE)
         if not of_picture:
             return ()
         of_row = [of_picture[picture] for picture in owner.tolist()]

@@ -191,9 +191,14 @@ class EncodingMixin:
         views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
         return posterior(self.vae, pixels, device)[0], vision_states(self.image_encoder, views, device)
 
+    def _with_learnt_words(self, texts: list[str]) -> list[str]:
+        """A word of textual inversion that has several vectors -> a word for each of them."""
+        learnt = set(self.tokenizer.get_added_vocab()) - set(self.tokenizer.all_special_tokens)
+        return self.maybe_convert_prompt(texts, self.tokenizer) if learnt else texts
+
     def _encode_texts(self, texts: list[str], lora_scale: float, num_pieces: int | None = None) -> torch.Tensor:
         """Text states of each text, whole or in n pieces. [P, T, D] or [P, n T, D]"""
-        texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        texts = self._with_learnt_words(texts)
         if num_pieces is None:
             with subject_prompt.scaled_lora(self.text_encoder, lora_scale):
                 device = self._execution_device
@@ -210,7 +215,7 @@ class EncodingMixin:
 
     def _num_pieces(self, texts: list[str]) -> int:
         """How many pieces the longest of some texts has."""
-        texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        texts = self._with_learnt_words(texts)
         return max((len(prompt_pieces.split_text(self.tokenizer, text)) for text in texts), default=1)
 
     def _tokenize(
@@ -221,7 +226,7 @@ class EncodingMixin:
         given: dict[str, torch.Tensor | None],
     ) -> prompt_pieces.SubjectTokens:
         """Tokens of the prompts, in as many pieces as `texts` or given states need; whole if `texts` is None."""
-        prompts = self.maybe_convert_prompt(prompts, self.tokenizer)
+        prompts = self._with_learnt_words(prompts)
         words = dict(placeholder=self.config.placeholder, num_subject_tokens=num_subject_tokens)
         length = self.tokenizer.model_max_length
         if texts is None:

@@ -185,9 +185,9 @@ def _put_subject_in(module, args, embeddings: torch.Tensor) -> torch.Tensor:  # 
 def _name_cut(tokenizer: CLIPTokenizer, ids: list[int], max_length: int) -> None:
     if ids:
         logger.warning(
-            "These words were left out of a prompt, because the text encoder reads %d tokens: %r",
+            "These words were left out of a prompt, because the text encoder reads %d tokens: %s",
             max_length,
-            tokenizer.decode(ids),
+            quoting.quote(tokenizer.decode(ids)),
         )
 
 
