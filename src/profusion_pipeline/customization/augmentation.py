@@ -50,12 +50,12 @@ def warp(picture: torch.Tensor, matrix: torch.Tensor, *, outside: str) -> torch.
     """The picture under an affine map.
 
     Args:
-        picture: `[C, H, W]`.
+        picture: The pixels. [C, H, W]
         matrix: As from [`affine_matrix`].
         outside: What lies beyond the old picture's edges: "reflection" or "zeros".
 
     Returns:
-        `[C, H, W]`.
+        Pixels. [C, H, W]
 
     Example:
         >>> identity = affine_matrix(angle=0, shift=(0, 0), scale=1, flip=False)
@@ -75,7 +75,7 @@ def ellipse_mask(height: int, width: int, size: float) -> torch.Tensor:
         size: Width of the ellipse, as a share of the picture's shorter side.
 
     Returns:
-        `[1, height, width]`.
+        The mask. [1, height, width]
 
     Example:
         >>> ellipse_mask(4, 4, 0.6)[0, 1]
@@ -91,11 +91,11 @@ def blur(picture: torch.Tensor, radius: float) -> torch.Tensor:
     """A Gaussian blur, edges mirrored.
 
     Args:
-        picture: `[C, H, W]`.
+        picture: The pixels. [C, H, W]
         radius: Standard deviation in pixels.
 
     Returns:
-        `[C, H, W]`.
+        Pixels. [C, H, W]
 
     Example:
         >>> blur(torch.ones(3, 8, 8), 2.0).allclose(torch.ones(3, 8, 8))
@@ -109,12 +109,12 @@ def paint_noise(picture: torch.Tensor, mask: torch.Tensor, generator: torch.Gene
     """Coloured noise, in patches of a random size.
 
     Args:
-        picture: `[3, H, W]`.
+        picture: The pixels. [3, H, W]
         mask: Not read.
         generator: Where it is drawn from.
 
     Returns:
-        `[3, H, W]`.
+        Pixels. [3, H, W]
 
     Example:
         >>> paint_noise(torch.zeros(3, 8, 8), torch.ones(1, 8, 8), torch.Generator()).shape
@@ -129,12 +129,12 @@ def paint_blur(picture: torch.Tensor, mask: torch.Tensor, generator: torch.Gener
     """The picture itself, out of focus.
 
     Args:
-        picture: `[3, H, W]`.
+        picture: The pixels. [3, H, W]
         mask: Not read.
         generator: The radius is drawn from it.
 
     Returns:
-        `[3, H, W]`.
+        Pixels. [3, H, W]
 
     Example:
         >>> paint_blur(torch.ones(3, 16, 16), torch.ones(1, 16, 16), torch.Generator()).shape
@@ -148,12 +148,12 @@ def paint_colour(picture: torch.Tensor, mask: torch.Tensor, generator: torch.Gen
     """One colour.
 
     Args:
-        picture: `[3, H, W]`.
+        picture: The pixels. [3, H, W]
         mask: Not read.
         generator: The colour is drawn from it.
 
     Returns:
-        `[3, H, W]`.
+        Pixels. [3, H, W]
 
     Example:
         >>> paint_colour(torch.zeros(3, 2, 2), torch.ones(1, 2, 2), torch.Generator()).flatten(1).std(1).sum().item()
@@ -169,12 +169,12 @@ def paint_mixed(picture: torch.Tensor, mask: torch.Tensor, generator: torch.Gene
     """One of noise, blur and colour by chance.
 
     Args:
-        picture: `[3, H, W]`.
-        mask: `[1, H, W]`.
+        picture: The pixels. [3, H, W]
+        mask: In 0..1, 1 on the subject. [1, H, W]
         generator: Where everything is drawn from.
 
     Returns:
-        `[3, H, W]`.
+        Pixels. [3, H, W]
 
     Example:
         >>> paint_mixed(torch.zeros(3, 16, 16), torch.ones(1, 16, 16), torch.Generator()).shape

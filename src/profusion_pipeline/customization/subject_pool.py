@@ -24,9 +24,9 @@ class EncodedPool(NamedTuple):
     """Pictures of one subject as PromptNet and UNet read them.
 
     Args:
-        mean: Of the latents' posterior, scaled `[N, C, h, w]`.
-        std: Likewise `[N, C, h, w]`.
-        image_states: Vision states `[N, T, V]`.
+        mean: Of the latents' posterior, scaled. [N, C, h, w]
+        std: Likewise. [N, C, h, w]
+        image_states: Vision states. [N, T, V]
     """
 
     mean: torch.Tensor
@@ -67,8 +67,8 @@ def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
     is where it is white.
 
     Args:
-        mask: What the pipeline takes as `image`, with light on the subject; or an array or tensor `[1, H, W]` or
-            `[H, W, 1]`.
+        mask: What the pipeline takes as `image`, with light on the subject; or an array or tensor [1, H, W] or
+            [H, W, 1].
         size: Width and height of the photo.
 
     Returns:

@@ -70,7 +70,7 @@ def vae_pixels(processor: VaeImageProcessor, pictures: list[Image.Image], height
         width: Likewise.
 
     Returns:
-        Pixels in -1..1 `[R, 3, height, width]`.
+        Pixels in -1..1. [R, 3, height, width]
 
     Example:
         >>> vae_pixels(VaeImageProcessor(), [Image.new("RGB", (100, 80))], 64, 64).shape
@@ -89,7 +89,7 @@ def vision_pixels(extractor: CLIPImageProcessor, pictures: list[Image.Image]) ->
         pictures: RGB.
 
     Returns:
-        Normalised pixels `[R, 3, h, w]`.
+        Normalised pixels. [R, 3, h, w]
 
     Example:
         >>> vision_pixels(CLIPImageProcessor(), [Image.new("RGB", (100, 80))]).shape

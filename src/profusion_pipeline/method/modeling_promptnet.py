@@ -101,15 +101,15 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
 
     Args:
         in_channels: Channels of the latents.
-        flip_sin_to_cos (`bool`), freq_shift (`int`): As in the UNet's time embedding.
+        flip_sin_to_cos, freq_shift: As in the UNet's time embedding.
         down_block_types: Down blocks, by diffusers' names; every one but the last halves the grid.
-        only_cross_attention (`bool`), layers_per_block (`int`), downsample_padding (`int`),
-        mid_block_scale_factor (`float`), dropout (`float`), act_fn (`str`), norm_num_groups (`int`),
-        norm_eps (`float`), transformer_layers_per_block (`int`), use_linear_projection (`bool`),
-        upcast_attention (`bool`), resnet_time_scale_shift (`str`): As in `UNet2DConditionModel`.
+        only_cross_attention, layers_per_block, downsample_padding,
+        mid_block_scale_factor, dropout, act_fn, norm_num_groups,
+        norm_eps, transformer_layers_per_block, use_linear_projection,
+        upcast_attention, resnet_time_scale_shift: As in `UNet2DConditionModel`.
         block_out_channels: Width of each block.
         cross_attention_dim: Width of the context that the blocks attend to.
-        attention_head_dim (`int` or `tuple[int]`): *Number* of heads, of all blocks or of each: the UNet's misnomer.
+        attention_head_dim: *Number* of heads, of all blocks or of each: the UNet's misnomer.
         image_embed_dim: Width of the vision tower's hidden states.
         text_embed_dim: Width of the text encoder's embeddings, D.
         region_kernel_size: Side of the square of grid cells that makes one pseudo word.

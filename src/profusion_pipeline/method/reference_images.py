@@ -31,8 +31,8 @@ def load_reference_image(image: Reference, name: str = "image") -> Image.Image:
     Args:
         image: A PIL image of any mode (of an animation: its current frame); a path (`~` is the home folder) or
             `file://` URL of a file that Pillow reads, HEIC too where pillow-heif is installed; the bytes of such a
-            file, or the file, opened in binary mode; an array `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]` of
-            uint8, uint16, bool or of floats in 0..1; or a tensor `[H, W]` or `[1 | 3 | 4, H, W]` of these.
+            file, or the file, opened in binary mode; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of
+            uint8, uint16, bool or of floats in 0..1; or a tensor [H, W] or [1 | 3 | 4, H, W] of these.
         name: What error messages call this picture.
 
     Returns:

@@ -4,7 +4,7 @@ code name         paper    what
 placeholder       -        the text that stands for the subject in a prompt, "S*"
 subject_embeds    S*       pseudo words [B, L, D], as PromptNet gives them
 positions         -        the place of the first pseudo word in the token sequence
-scale             gamma    `fusion_subject_scale`
+scale             γ        `fusion_subject_scale`
 """
 
 import threading
@@ -30,11 +30,11 @@ def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
     """prompt = prefix + placeholder + suffix: the text before and after the one placeholder.
 
     Args:
-        prompt (`str`): The prompt.
-        placeholder (`str`): What stands for the subject, such as `"S*"`. Case counts.
+        prompt: The prompt.
+        placeholder: What stands for the subject, such as `"S*"`. Case counts.
 
     Returns:
-        `tuple[str, str]`: Prefix and suffix.
+        Prefix and suffix.
 
     Raises:
         ValueError: If the placeholder isn't in the prompt, or more than once.
@@ -71,18 +71,18 @@ def tokenize_subject_prompts(
     Every token keeps the position of its place in this sequence. A suffix beyond `max_length` is cut.
 
     Args:
-        tokenizer (`CLIPTokenizer`): The text encoder's tokenizer.
-        prompts (`list[str]`): P prompts with one placeholder each.
-        placeholder (`str`): What stands for the subject.
-        num_subject_tokens (`int`): L, the number of places to reserve.
-        max_length (`int`, *optional*): T, the longest sequence; the tokenizer's `model_max_length` if not given.
-        pad (`bool`, defaults to `True`): Whether to pad to `max_length`. Without padding (as in training, where the
+        tokenizer: The text encoder's tokenizer.
+        prompts: P prompts with one placeholder each.
+        placeholder: What stands for the subject.
+        num_subject_tokens: L, the number of places to reserve.
+        max_length: T, the longest sequence; the tokenizer's `model_max_length` if not given.
+        pad: Whether to pad to `max_length`. Without padding (as in training, where the
             sequence is "a photo of S*" and nothing after it) all prompts must have the same number of tokens.
         name_what_is_cut: Whether a warning names the words that don't fit.
 
     Returns:
-        `tuple[torch.LongTensor, torch.LongTensor]`: Ids `[P, T]` (the reserved places hold the bos token, which
-        nothing reads) and the position of the first reserved place `[P]`.
+        Ids [P, T] (the reserved places hold the bos token, which
+        nothing reads) and the position of the first reserved place. [P]
 
     Raises:
         ValueError: If a prompt doesn't hold exactly one placeholder, if it stands beyond the last place, or if
@@ -135,13 +135,13 @@ def encode_subject_prompts(
     this holds for every layout of transformers' CLIP and keeps off-loading and adapters alive. Threads may share it.
 
     Args:
-        text_encoder (`CLIPTextModel`): The UNet's text encoder.
-        input_ids (`torch.Tensor` of shape `[B, T]`): As from [`tokenize_subject_prompts`].
-        positions (`torch.Tensor` of shape `[B]`): As from [`tokenize_subject_prompts`].
-        subject_embeds (`torch.Tensor` of shape `[B, L, D]`): The pseudo words.
+        text_encoder: The UNet's text encoder.
+        input_ids: As from [`tokenize_subject_prompts`]. [B, T]
+        positions: As from [`tokenize_subject_prompts`]. [B]
+        subject_embeds: The pseudo words. [B, L, D]
 
     Returns:
-        `torch.Tensor` of shape `[B, T, D]`: The text states.
+        The text states. [B, T, D]
 
     Raises:
         ValueError: If the pseudo words aren't as wide as the text encoder.
@@ -221,13 +221,13 @@ def encode_texts(
     the same on every processor only where shapes are.
 
     Args:
-        text_encoder (`CLIPTextModel`): The UNet's text encoder.
-        tokenizer (`CLIPTokenizer`): Its tokenizer. What is longer than its `model_max_length` T is cut.
-        texts (`list[str]`): P texts.
-        device (`torch.device`): Where the text encoder runs, which need not be where its parameters are.
+        text_encoder: The UNet's text encoder.
+        tokenizer: Its tokenizer. What is longer than its `model_max_length` T is cut.
+        texts: P texts.
+        device: Where the text encoder runs, which need not be where its parameters are.
 
     Returns:
-        `torch.Tensor` of shape `[P, T, D]`: The text states.
+        The text states. [P, T, D]
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
@@ -249,8 +249,8 @@ def scaled_lora(text_encoder: CLIPTextModel, scale: float) -> Iterator[None]:
     """While it lasts, the text encoder's LoRA layers have `scale` times their weight.
 
     Args:
-        text_encoder (`CLIPTextModel`): The text encoder, with or without LoRA.
-        scale (`float`): On top of the weights that `set_adapters` gave. 1 does nothing; anything else needs PEFT.
+        text_encoder: The text encoder, with or without LoRA.
+        scale: On top of the weights that `set_adapters` gave. 1 does nothing; anything else needs PEFT.
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
@@ -273,16 +273,16 @@ def scaled_lora(text_encoder: CLIPTextModel, scale: float) -> Iterator[None]:
 def scale_subject_rows(
     hidden_states: torch.Tensor, positions: torch.Tensor, num_subject_tokens: int, scale: float
 ) -> torch.Tensor:
-    """c[S*] <- gamma c[S*]: the text states with the rows of S* multiplied by `scale`.
+    """c[S*] ← γ c[S*]: the text states with the rows of S* multiplied by `scale`.
 
     Args:
-        hidden_states (`torch.Tensor` of shape `[B, T, D]`): As from [`encode_subject_prompts`].
-        positions (`torch.Tensor` of shape `[B]`): The place of the first row of S*.
-        num_subject_tokens (`int`): L, the number of rows of S*.
-        scale (`float`): gamma. 1 changes nothing, 0 takes the subject's own rows away.
+        hidden_states: As from [`encode_subject_prompts`]. [B, T, D]
+        positions: The place of the first row of S*. [B]
+        num_subject_tokens: L, the number of rows of S*.
+        scale: γ. 1 changes nothing, 0 takes the subject's own rows away.
 
     Returns:
-        `torch.Tensor` of shape `[B, T, D]`: A new tensor.
+        A new tensor. [B, T, D]
 
     Source: the authors' `refine_emb_scale`. The product is taken after the final layer norm, so no other row changes.
 

@@ -77,10 +77,10 @@ class Encoders:
         """What the VAE knows of the latents of pictures.
 
         Args:
-            pixels: In -1..1 `[B, 3, H, W]`.
+            pixels: In -1..1. [B, 3, H, W]
 
         Returns:
-            Mean and standard deviation `[B, C, h, w]`, times the VAE's scaling factor.
+            Mean and standard deviation [B, C, h, w], times the VAE's scaling factor.
         """
         return encoding.posterior(self.vae, pixels, self.vae.device)
 
@@ -88,10 +88,10 @@ class Encoders:
         """What the vision tower sees in pictures.
 
         Args:
-            vision_pixels: From the feature extractor `[B, 3, H', W']`.
+            vision_pixels: From the feature extractor. [B, 3, H', W']
 
         Returns:
-            The last hidden states of all tokens `[B, N, V]`, without the post layer norm.
+            The last hidden states of all tokens [B, N, V], without the post layer norm.
         """
         return encoding.vision_states(self.image_encoder, vision_pixels, self.image_encoder.device)
 
@@ -100,10 +100,10 @@ class Batch(NamedTuple):
     """Encoded pictures of some samples, in float32, or in float16 if they were kept in memory.
 
     Args:
-        mean: Of the target latents' posterior `[B, C, h, w]`.
-        std: Of the target latents' posterior `[B, C, h, w]`.
-        reference_latents: Posterior mean of the references, which is what the pipeline gives PromptNet `[B, C, h, w]`.
-        image_states: Vision states of the references `[B, N, V]`.
+        mean: Of the target latents' posterior. [B, C, h, w]
+        std: Of the target latents' posterior. [B, C, h, w]
+        reference_latents: Posterior mean of the references, which is what the pipeline gives PromptNet. [B, C, h, w]
+        image_states: Vision states of the references. [B, N, V]
         captions: Of the targets, as the data has them: B texts, empty where there is none.
     """
 

@@ -87,7 +87,7 @@ class SamplePrompts:
             captions: One for each; empty where there is none.
 
         Returns:
-            Ids `[B, T]` and the first place of S* `[B]`, or `[1, T]` and `[1]` if no sample has a caption.
+            Ids [B, T] and the first place of S* [B], or [1, T] and [1] if no sample has a caption.
 
         Raises:
             ValueError: S* stands beyond the last place that the text encoder reads.

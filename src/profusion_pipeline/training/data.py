@@ -232,9 +232,9 @@ class NoiseDraws(NamedTuple):
     """What is random about samples besides their pictures.
 
     Args:
-        timesteps: t, uniform over all timesteps `[B]`, int64.
-        noise: Standard normal, to be added to the latents `[B, C, h, w]`.
-        posterior_noise: Standard normal, to draw the latents from the VAE's posterior `[B, C, h, w]`.
+        timesteps: t, uniform over all timesteps [B], int64.
+        noise: Standard normal, to be added to the latents. [B, C, h, w]
+        posterior_noise: Standard normal, to draw the latents from the VAE's posterior. [B, C, h, w]
     """
 
     timesteps: torch.Tensor

@@ -130,7 +130,7 @@ class TrainingRun:
             captions: Of the samples, empty where there is none.
 
         Returns:
-            Ids and the first place of S*, `[B, T]` and `[B]`; `[1, T]` and `[1]` if no sample has a caption.
+            Ids and the first place of S*, [B, T] and [B]; `[1, T]` and `[1]` if no sample has a caption.
         """
         if not any(captions):
             return self._prompt_alone
