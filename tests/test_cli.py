@@ -397,7 +397,7 @@ def test_ctrl_c(monkeypatch, capsys):
         ),
         (
             ["generate", "--model", "m", "--prompt", "S*", "--concept", "c", "d"],
-            "--concept must be given once or for each of 1 prompts, not 2",
+            "--concept must be given once or for each of 1 prompts, got 2",
         ),
         (["customize", "--model", "m", "--image", "f"], "the following arguments are required: --out"),
         (

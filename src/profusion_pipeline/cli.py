@@ -100,7 +100,7 @@ def _generate(args: argparse.Namespace) -> None:
     if (args.image is None) == (args.concept is None):
         args.refuse("one of --image and --concept must say who S* is")
     if args.concept and len(args.concept) not in (1, len(args.prompt)):
-        args.refuse(f"--concept must be given once or for each of {len(args.prompt)} prompts, not {len(args.concept)}")
+        args.refuse(f"--concept must be given once or for each of {len(args.prompt)} prompts, got {len(args.concept)}")
 
     from .common.picture_files import output_paths, write_pictures
 

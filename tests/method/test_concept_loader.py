@@ -424,10 +424,10 @@ def test_names_that_are_not_loaded(pipe, learnt):
         lambda: pipe.unload_concept("ada"),
         lambda: pipe.set_concept_scale(1.0, "ada"),
     ):
-        with pytest.raises(ValueError, match=r"must be the name of a loaded concept \(none\), not 'ada'"):
+        with pytest.raises(ValueError, match=r"must be the name of a loaded concept \(none\), got 'ada'"):
             act()
     pipe.load_concept(learnt["ada"], name="ada")
-    with pytest.raises(ValueError, match=r"`concept` must be the name of a loaded concept \('ada'\), not 'eve'"):
+    with pytest.raises(ValueError, match=r"`concept` must be the name of a loaded concept \('ada'\), got 'eve'"):
         sample(pipe, concept=["ada", "eve"])
 
 

@@ -62,7 +62,7 @@ def test_refusals(folders, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="`target` must not exist yet, .*: `force` writes into it"):
         export_pipeline(folders["pipeline"], tmp_path / "mine")
-    with pytest.raises(ValueError, match="`dtype` must be float32, float16 or bfloat16, not 'half'"):
+    with pytest.raises(ValueError, match="`dtype` must be float32, float16 or bfloat16, got 'half'"):
         export_pipeline(folders["pipeline"], tmp_path / "other", dtype="half")
     with pytest.raises(ValueError, match="expected .*promptnet"):
         export_pipeline(folders["stable_diffusion"], tmp_path / "other")

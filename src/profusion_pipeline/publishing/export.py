@@ -149,7 +149,7 @@ def _assemble(
     source: str | Path, promptnet: str | None, image_encoder: str | None, dtype_name: str
 ) -> ProFusionPipeline:
     if dtype_name not in DTYPES:
-        raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not {dtype_name!r}.")
+        raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype_name!r}.")
     dtype = getattr(torch, dtype_name)
     parts = {}
     if promptnet is not None:
