@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -52,7 +52,9 @@ def broken(content: bytes, luck: random.Random) -> bytes:
 
 def bounded(test):
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    limits = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=checks)
+    limits = settings(
+        max_examples=80, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=checks
+    )
     return limits(given(seed=st.integers(0, 2**32))(test))
 
 

@@ -179,7 +179,7 @@ def follow_rows(model: nn.Module) -> None:
 
     Example:
         >>> follow_rows(pipe.unet)  # doctest: +SKIP
-        >>> with computed_by(pipe.unet, ("__base__", "ada")):  # doctest: +SKIP
+        >>> with computed_by(("__base__", "ada")):  # doctest: +SKIP
         ...     output = pipe.unet(latents, t, states)
     """
     for layer in model.modules():
@@ -188,23 +188,23 @@ def follow_rows(model: nn.Module) -> None:
 
 
 @contextmanager
-def computed_by(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+def computed_by(names: tuple[str, ...], *, compiled: bool = False) -> Iterator[None]:
     """In the block, row i of every batch of this thread is computed with the adapter `names[i]`.
 
     Args:
-        model: After [`follow_rows`].
         names: One for each row, "__base__" for none; or nothing, for the adapters that are active.
+        compiled: Whether the model that computes is compiled, as [`is_compiled`] says.
 
     Yields:
         Nothing.
 
     Example:
-        >>> with computed_by(nn.Linear(2, 2), ()):
+        >>> with computed_by(()):
         ...     pass
     """
     before = _ROWS.set(names)
     try:
-        if is_compiled(model):
+        if compiled:
             with _CompiledRows.lock:
                 _CompiledRows.names = names
                 yield

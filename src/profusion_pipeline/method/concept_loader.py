@@ -217,7 +217,9 @@ class ConceptLoaderMixin:
             return list(self.concepts)
         if name not in self.concepts:
             loaded = ", ".join(map(repr, self.concepts)) or "none"
-            raise ValueError(f"`{argument}` must be the name of a loaded concept ({loaded}), got {quoting.quote(name)}.")
+            raise ValueError(
+                f"`{argument}` must be the name of a loaded concept ({loaded}), got {quoting.quote(name)}."
+            )
         return [name]
 
     def _choose_concepts(

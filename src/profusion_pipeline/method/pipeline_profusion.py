@@ -37,6 +37,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from . import (
+    adapters,
     call_inputs,
     callbacks,
     checks,
@@ -383,13 +384,15 @@ class ProFusionPipeline(
             self._text_states(texts, given, tokens.num_pieces, lora_scale, num_images_per_prompt)
             for texts, given in ((null_texts, negative_prompt_embeds), (class_texts, prompt_embeds))
         )  # [B, T, D]
+        models = self._models_of(concepts)
         state = prediction.CallState(
             guidance=guidance,
             null_states=null_states,
             class_states=class_states,
             references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null_states),
             concepts=concepts,
-            models=self._models_of(concepts),
+            models=models,
+            compiled=any(map(adapters.is_compiled, models.values())),
             cross_attention_kwargs=cross_attention_kwargs,
             lora_scale=lora_scale,
         )

@@ -22,6 +22,7 @@ class CallState:
         references: What S* is made from.
         concepts: Whose each picture is.
         models: UNet, PromptNet and text encoder, by the names of the pipeline's components.
+        compiled: Whether any of these is compiled.
         cross_attention_kwargs: What the UNet's attention processors take.
         lora_scale: Of the text encoder's LoRA, on top of `set_adapters`.
 
@@ -35,6 +36,7 @@ class CallState:
     references: guidance_rows.ReferenceRows
     concepts: concept_loader.CallConcepts
     models: dict[str, torch.nn.Module]
+    compiled: bool
     cross_attention_kwargs: dict[str, Any] | None
     lora_scale: float
 
@@ -87,7 +89,7 @@ def predict(state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.T
     if rows.has_subject:
         text_states = torch.cat([text_states, _subject_states(state, rows, latents, t)])  # [rows, T, D]
     unet = state.models["unet"]
-    with adapters.computed_by(unet, rows.adapters):
+    with adapters.computed_by(rows.adapters, compiled=state.compiled):
         output = unet(
             latents[rows.owner],
             t,
@@ -105,7 +107,7 @@ def _subject_states(
 ) -> torch.Tensor:
     """The text with S* of now in it, for each reference. [K, T, D], or [K, n T, D] for a long prompt"""
     references, promptnet, text_encoder = state.references, state.models["promptnet"], state.models["text_encoder"]
-    with adapters.computed_by(promptnet, rows.adapters[len(rows.text_states) :]):
+    with adapters.computed_by(rows.adapters[len(rows.text_states) :], compiled=state.compiled):
         words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
             0
         ]  # [K, L, D]
