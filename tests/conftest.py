@@ -38,12 +38,16 @@ def folders(inputs, tmp_path) -> dict:
 
 @pytest.fixture
 def fresh_accelerate():
-    """accelerate keeps its state in class attributes; the next training may have another precision."""
+    """accelerate keeps its state in class attributes; a training before or after may have another precision."""
     from accelerate.state import AcceleratorState, GradientState
 
+    def reset():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    reset()
 
 
 @pytest.fixture(autouse=True)

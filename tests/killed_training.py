@@ -24,7 +24,7 @@ def is_log_line(event: str, args: tuple) -> bool:
 
 def is_half_saved(event: str, args: tuple) -> bool:
     """A checkpoint is there that isn't whole yet."""
-    return "/.profusion-" in str(args[0]) and os.path.isdir(args[0])
+    return "/checkpoints/.profusion-" in str(args[0]) and os.path.isdir(args[0])
 
 
 def is_any(event: str, args: tuple) -> bool:

@@ -72,8 +72,7 @@ class E4TPretraining(nn.Module):
         """
         device = self.noun.device
         numbers = range(draw * self.batch_size, (draw + 1) * self.batch_size)
-        batch = next(self.source.batches([numbers]))
-        mean, std, reference, states = (part.to(device, torch.float32) for part in batch)
+        mean, std, reference, states, _ = next(self.source.batches([numbers])).to(device)
         draws = draw_noise(
             numbers, seed=self.seed, num_timesteps=len(self.alphas_cumprod), latent_shape=tuple(mean.shape[1:])
         )
