@@ -35,6 +35,7 @@ def test_the_table_marks_the_best_of_each_system(tmp_path):
     assert [line for line in lines if "**" in line] == [lines[2 + 7], lines[2 + 14]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (FOLDER / "model" / "model_index.json").is_file(), reason="the demo model is not there")
 def test_two_workers_share_the_people(tmp_path):
     settings = dict(weights=None, work=tmp_path, people=2, rows=2, device="cpu", systems=("Stable Diffusion",))
