@@ -17,8 +17,8 @@ ORDER = [
     {"common", "method"},
     {"training", "publishing"},
     {"customization", "demo"},
-    {"evaluation"},
-    {"cli"},
+    {"evaluation", "notebook"},
+    {"app", "cli"},
     {"__init__", "__main__"},
 ]
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}
@@ -28,6 +28,7 @@ TRAINING = {"accelerate", "peft", "datasets", "tqdm"}  # of the extra `train`, a
 EXTRAS = {
     "customization.learning_weights": TRAINING | {"bitsandbytes"},
     "evaluation.machine": {"psutil"},
+    "notebook.preview": {"IPython"},
     "training.stream": TRAINING,
     "training.trainer": TRAINING,
     "training.run": TRAINING,

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
-from profusion_pipeline.demo.grid import CELL, METHODS, _wrapped, draw_grid, render_demo_grid
+from profusion_pipeline.demo.grid import CELL, METHODS, draw_grid, render_demo_grid
 
 PORTRAITS = [Image.new("RGB", (16, 16), color) for color in ("orange", "navy")]
 PROMPTS = ["a photo of S*", "S* on a beach", "S* in a red hat"]
@@ -11,7 +11,8 @@ PROMPTS = ["a photo of S*", "S* on a beach", "S* in a red hat"]
 
 def crops(grid: Image.Image, people: int, prompts: int) -> list[Image.Image]:
     """The cells of a grid, found from its right and lower edge: row by row, upwards and leftwards from the last."""
-    from profusion_pipeline.demo.grid import GAP, MARGIN, PERSON, PERSON_GAP
+    from profusion_pipeline.common.picture_grid import GAP, MARGIN
+    from profusion_pipeline.demo.grid import PERSON, PERSON_GAP
 
     cells = []
     for person in range(people):
@@ -47,19 +48,6 @@ def test_pixels_stay_sharp():
 def test_a_row_for_each_method():
     with pytest.raises(ValueError, match="zip"):
         draw_grid([(PORTRAITS[0], [[PORTRAITS[0]]])], ["S*"], list(METHODS))
-
-
-@pytest.mark.parametrize("text", ["a portrait of S*, wearing a green wizard hat", "one two three four five six seven"])
-def test_captions_fit_their_column(text):
-    font = ImageFont.load_default(15)
-    lines = _wrapped(text, font, CELL).splitlines()
-    assert " ".join(lines) == text
-    assert len(lines) > 1
-    assert all(font.getlength(line) <= CELL for line in lines)
-
-
-def test_a_phrase_begins_a_line():
-    assert _wrapped("a, b", ImageFont.load_default(15), CELL) == "a,\nb"
 
 
 def test_cells_are_what_the_pipeline_gives(pipe):

@@ -108,3 +108,27 @@ def test_a_file_of_numbers_that_can_not_be_drawn(tmp_path):
 def test_a_notebook_shows_a_line(tmp_path):
     expected = "SubjectEmbedding(latents [2, 4, 8, 8], image_states [2, 5, 24], weights [1.0, 1.0])"
     assert repr(subject(weights=torch.ones(2))) == expected
+
+
+def subject_of(value: float, references: int = 1, side: int = 8) -> SubjectEmbedding:
+    weights = torch.full((references,), 1 / references, dtype=torch.float64)
+    return SubjectEmbedding(torch.full((references, 4, side, side), value), torch.ones(references, 5, 24), weights)
+
+
+def test_a_blend_has_the_references_of_both():
+    blend = subject_of(1.0, 2).blend(subject_of(2.0), 0.25)
+    assert blend.latents[:, 0, 0, 0].tolist() == [1, 1, 2]
+    assert blend.weights.tolist() == [0.375, 0.375, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("other", "share", "error", "match"),
+    [
+        (None, 0.5, TypeError, "`other` must be a SubjectEmbedding, got None"),
+        (subject_of(1.0), 1.5, ValueError, "`share` must be a finite number of 0 to 1, got 1.5"),
+        (subject_of(1.0, side=4), 0.5, ValueError, r"`other` must have latents of \[4, 8, 8\] for each reference"),
+    ],
+)
+def test_blends_that_are_refused(other, share, error, match):
+    with pytest.raises(error, match=match):
+        subject_of(0.0).blend(other, share)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..common.picture_grid import FONT_SIZE, GAP, GREY, INK, MARGIN, PAPER, header_height, place_row, write_header
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_embedding import SubjectEmbedding
 from . import DEMO_SETTINGS
@@ -28,14 +29,10 @@ METHODS = {
 
 # Pixels
 CELL = 128  # a generated picture
-GAP = 6  # between pictures
 REFERENCE = 2 * CELL  # a portrait, centred beside its two rows
 PERSON = 2 * CELL + GAP  # a person's rows
 LABEL = 108  # column of the methods' names
 PERSON_GAP = 22
-MARGIN = 24
-FONT_SIZE = 15
-INK, GREY, PAPER = (28, 30, 36), (120, 124, 132), (255, 255, 255)
 
 
 def render_demo_grid(
@@ -114,44 +111,19 @@ def draw_grid(
         >>> draw_grid([(face, [[face], [face]])], ["S* smiling"], ["plain", "fusion"]).height
         336
     """
-    font = ImageFont.load_default(FONT_SIZE)
-    captions = [_wrapped(prompt, font, CELL) for prompt in prompts]
-    line_height = round(1.3 * FONT_SIZE)
-    header = line_height * max(caption.count("\n") + 1 for caption in captions) + GAP
     left = MARGIN + REFERENCE + LABEL
+    top = MARGIN + header_height(prompts, CELL)
     width = left + len(prompts) * (CELL + GAP) - GAP + MARGIN
-    height = MARGIN + header + len(people) * (PERSON + PERSON_GAP) - PERSON_GAP + MARGIN
+    height = top + len(people) * (PERSON + PERSON_GAP) - PERSON_GAP + MARGIN
     page = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(page)
-    text = {"font": font, "spacing": line_height - FONT_SIZE}
-
-    top = MARGIN + header
-    pen.multiline_text((MARGIN + REFERENCE / 2, top - GAP), "one reference", GREY, anchor="md", align="center", **text)
-    for column, caption in enumerate(captions):
-        x = left + column * (CELL + GAP)
-        pen.multiline_text((x + CELL / 2, top - GAP), caption, INK, anchor="md", align="center", **text)
+    font = ImageFont.load_default(FONT_SIZE)
+    place = (MARGIN + REFERENCE / 2, top - GAP)
+    ImageDraw.Draw(page).text(place, "one reference", GREY, anchor="md", font=font)
+    write_header(page, prompts, left, top, CELL)
     for portrait, rows in people:
         page.paste(portrait.resize((REFERENCE, REFERENCE), Image.Resampling.NEAREST), (MARGIN, top + GAP // 2))
         for row, (method, pictures) in enumerate(zip(methods, rows, strict=True)):
-            y = top + row * (CELL + GAP)
             ink = INK if row == len(rows) - 1 else GREY
-            pen.multiline_text((left - 2 * GAP, y + CELL / 2), method, ink, anchor="rm", align="right", **text)
-            for column, picture in enumerate(pictures):
-                cell = picture.resize((CELL, CELL), Image.Resampling.NEAREST)
-                page.paste(cell, (left + column * (CELL + GAP), y))
+            place_row(page, pictures, method, left, top + row * (CELL + GAP), CELL, ink)
         top += PERSON + PERSON_GAP
     return page
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Break `text` after commas, and between words so that no line is wider than `width` pixels (unless a word is)."""
-    lines = []
-    for phrase in text.replace(", ", ",\n").splitlines():
-        lines.append("")
-        for word in phrase.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and font.getlength(longer) > width:
-                lines.append(word)
-            else:
-                lines[-1] = longer
-    return "\n".join(lines)

@@ -56,6 +56,42 @@ class SubjectEmbedding:
         """
         return SubjectEmbedding(self.latents.to(*args), self.image_states.to(*args), self.weights)
 
+    def blend(self, other: "SubjectEmbedding", share: float) -> "SubjectEmbedding":
+        """Somebody between two people: the references of both, weighed so that `other` has a share of the whole.
+
+        Args:
+            other: Of the same pipeline and size.
+            share: Of the other, 0 to 1: at 0 calls draw this subject alone, at 1 the other alone.
+
+        Returns:
+            A new SubjectEmbedding, which calls draw as they draw several references of one person.
+
+        Raises:
+            TypeError: `other` is no subject, or `share` no number.
+            ValueError: `share` is out of its range, or the two have other sizes.
+
+        Example:
+            >>> ada = SubjectEmbedding(torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 24), torch.ones(1))
+            >>> bob = SubjectEmbedding(torch.ones(1, 4, 8, 8), torch.ones(1, 5, 24), torch.ones(1))
+            >>> ada.blend(bob, 0.25).weights.tolist()
+            [0.75, 0.25]
+        """
+        share = checks.check_number("share", share, at_most=1)
+        names = ("latents", "image_states")
+        if not all(isinstance(getattr(other, name, None), torch.Tensor) for name in names):
+            raise TypeError(f"`other` must be a SubjectEmbedding, got {quoting.quote(other)}.")
+        joined = []
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine.shape[1:] != theirs.shape[1:]:
+                raise ValueError(
+                    f"`other` must have {name} of {list(mine.shape[1:])} for each reference, got "
+                    f"{list(theirs.shape[1:])}."
+                )
+            joined.append(torch.cat([mine, theirs.to(mine)]))
+        weights = torch.cat([self.weights * (1 - share), other.weights.to(self.weights) * share])
+        return SubjectEmbedding(*joined, weights)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the three tensors to one safetensors file, whole or not at all.
 
