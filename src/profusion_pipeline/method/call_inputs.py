@@ -143,25 +143,25 @@ def list_weights(image_weights: Any, num_images: int) -> list:
     return [image_weights] * num_images
 
 
-def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, Any]) -> list:
+def list_subjects(subject: Any, num_prompts: int, promptnet: Any) -> list:
     """The encoded subject of each prompt.
 
     Args:
         subject: A SubjectEmbedding for all prompts, or a list with one for each.
         num_prompts: How many there must be.
-        promptnet_config: Of the PromptNet that will read them.
+        promptnet: That will read them, or None.
 
     Returns:
         `num_prompts` subjects.
 
     Raises:
         TypeError: It is something else.
-        ValueError: The list has another length, or a subject was encoded for another PromptNet.
+        ValueError: The list has another length, a subject was encoded for another PromptNet, or there is none.
 
     Example:
         >>> from profusion_pipeline import demo_portraits, load_demo_pipeline
         >>> pipe = load_demo_pipeline()
-        >>> len(list_subjects(pipe.encode_subject(demo_portraits()[0]), 3, pipe.promptnet.config))
+        >>> len(list_subjects(pipe.encode_subject(demo_portraits()[0]), 3, pipe.promptnet))
         3
     """
     subjects = list_per_prompt("subject", subject, num_prompts)
@@ -169,8 +169,9 @@ def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, An
         name = f"subject[{number}]" if isinstance(subject, list) else "subject"
         if not all(hasattr(one, part) for part in ("latents", "image_states", "weights")):
             raise TypeError(f"`{name}` must be a SubjectEmbedding, got {type(one).__name__}.")
+        check_promptnet(promptnet)
         widths = (one.latents.shape[1], one.image_states.shape[2])
-        wanted = (promptnet_config["in_channels"], promptnet_config["image_embed_dim"])
+        wanted = (promptnet.config["in_channels"], promptnet.config["image_embed_dim"])
         if widths != wanted:
             raise ValueError(
                 f"`{name}` must have {wanted[0]} latent channels and vision states {wanted[1]} wide, which this "
@@ -182,7 +183,9 @@ def list_subjects(subject: Any, num_prompts: int, promptnet_config: dict[str, An
 
 
 def check_components_fit(components: dict[str, Any]) -> None:
-    """PromptNet must be as wide as what it reads and what reads it."""
+    """PromptNet, if there is one, must be as wide as what it reads and what reads it."""
+    if components["promptnet"] is None:
+        return
     promptnet = components["promptnet"].config
     widths = [
         ("text_embed_dim", "text_encoder", "hidden_size"),
@@ -201,8 +204,18 @@ def check_components_fit(components: dict[str, Any]) -> None:
             )
 
 
+def check_promptnet(promptnet: Any) -> None:
+    """Of a picture, encoded or not, only PromptNet makes S*."""
+    if promptnet is None:
+        raise ValueError(
+            "This pipeline has no `promptnet`, which makes S* of a picture: load one that has, or give it another kind "
+            "of `subject`."
+        )
+
+
 def check_image_encoder(components: dict[str, Any]) -> None:
     """A picture can only be encoded by a pipeline that has what it takes."""
+    check_promptnet(components["promptnet"])
     for name in ("image_encoder", "feature_extractor"):
         if components[name] is None:
             raise ValueError(f"This pipeline has no `{name}`: give `subject`, encoded by a pipeline that has one.")
@@ -222,8 +235,8 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
 
     Raises:
         TypeError: They aren't whole numbers.
-        ValueError: PromptNet can't read latents of that size, a subject was encoded for another, or there would be more
-            than 4096 x 4096 pixels.
+        ValueError: PromptNet or the VAE can't read pictures of that size, a subject was encoded for another, or there
+            would be more than 4096 x 4096 pixels.
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
@@ -235,8 +248,8 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
     sides = subjects[0].latents.shape[-2:] if subjects else [trained] * 2 if isinstance(trained, int) else trained
     height = checks.check_count("height", scale * sides[0] if height is None else height, at_least=1)
     width = checks.check_count("width", scale * sides[1] if width is None else width, at_least=1)
-    unit = scale * promptnet.grid_stride
-    smallest = unit * promptnet.config.region_kernel_size
+    unit = scale * (promptnet.grid_stride if promptnet else 1)
+    smallest = unit * (promptnet.config.region_kernel_size if promptnet else 1)
     if height * width > MAX_PIXELS:
         raise ValueError(
             f"`height` x `width` must be at most {MAX_PIXELS} pixels (4096 x 4096), got {quoting.quote(height)} x "
@@ -246,7 +259,7 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
         own = subjects and (height, width) == tuple(scale * side for side in sides)
         what = "The size of `subject`" if own else "`height` and `width`"
         raise ValueError(f"{what} must be multiples of {unit} and at least {smallest}, got {height} and {width}.")
-    words = promptnet.num_subject_tokens(height // scale, width // scale)
+    words = promptnet.num_subject_tokens(height // scale, width // scale) if promptnet else 1
     room = components["tokenizer"].model_max_length
     if words > room - 2:  # begin and end have a place each
         raise ValueError(

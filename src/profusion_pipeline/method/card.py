@@ -91,6 +91,7 @@ def model_card(
     rows = [
         f"| `{part}` | {type(one).__name__} | {_millions(one)} |" for part, one in components.items() if one is not None
     ]
+    takes_photos = components.get("promptnet", ...) is not None
     base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"not recorded {UNKNOWN}"
     terms = f"`{license}`" if license else f"not stated {UNKNOWN}; the base model's terms apply in any case"
     quoted, prompt = (json.dumps(text, ensure_ascii=False) for text in (name, f"{placeholder} as an astronaut"))
@@ -98,9 +99,7 @@ def model_card(
         [
             f"---\n{data.to_yaml()}\n---\n",
             f"# {plain(name)}\n",
-            "One portrait and a prompt in, pictures of that person out: a ProFusion pipeline",
-            "([Zhou et al. 2023](https://arxiv.org/abs/2305.13579)). PromptNet turns a photo into a pseudo word",
-            f"{plain(placeholder)}; Fusion Sampling keeps the details of the face and the words of the prompt.\n",
+            *_about(plain(placeholder), takes_photos),
             "## How it was made\n",
             f"Base model: {base}. Licence: {terms}.\n",
             "| part | class | million parameters |\n|---|---|---|",
@@ -109,27 +108,59 @@ def model_card(
             "Without anything installed but diffusers and transformers. This runs the code in this repository:\n",
             "```python\nfrom diffusers import DiffusionPipeline\n",
             f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
-            f'pipe({prompt}, image="photo.jpg", class_noun="person").images[0]\n```\n',
+            *_first_picture(prompt, takes_photos),
             "With the package `profusion_pipeline` installed, which runs its own code only:\n",
             "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
             f"pipe = ProFusionPipeline.from_pretrained({quoted})\n```\n",
-            "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
-            "```python\nfrom diffusers import DiffusionPipeline\n",
-            f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
-            "parts = {part: pipe.components[part] for part in "
-            '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
-            "other = DiffusionPipeline.from_pretrained(",
-            f'    "another/stable-diffusion-2", custom_pipeline={quoted}, trust_remote_code=True, **parts',
-            ")\n```\n",
+            *(_with_other_parts(quoted) if takes_photos else ()),
             "## Limits\n",
             "The likeness is not perfect and differs from person to person; it was learnt from the pictures that",
-            "PromptNet was trained on and fails on what they did not show. One person to a picture.\n",
+            f"{'PromptNet was' if takes_photos else 'word or LoRA were'} trained on and fails on what they did not",
+            "show. One person to a picture.\n",
             "## Responsible use\n",
             "Ask people before you make pictures of them, and say that the pictures are generated. Not for deceiving,",
             "harassing or identifying anybody. The pipeline marks nothing and checks nothing unless it has a safety",
             "checker.\n",
         ]
     )
+
+
+def _about(placeholder: str, takes_photos: bool) -> list[str]:
+    paper = "([Zhou et al. 2023](https://arxiv.org/abs/2305.13579))"
+    if not takes_photos:
+        return [
+            f"Stable Diffusion with the Fusion Sampling of ProFusion {paper},",
+            "which keeps the details of a learnt subject and the words of the prompt. There is no PromptNet in it:",
+            f"{placeholder} stands for a word of textual inversion or for what a LoRA has learnt.\n",
+        ]
+    return [
+        "One portrait and a prompt in, pictures of that person out: a ProFusion pipeline",
+        f"{paper}. PromptNet turns a photo into a pseudo word",
+        f"{placeholder}; Fusion Sampling keeps the details of the face and the words of the prompt.\n",
+    ]
+
+
+def _first_picture(prompt: str, takes_photos: bool) -> list[str]:
+    if takes_photos:
+        return [f'pipe({prompt}, image="photo.jpg", class_noun="person").images[0]\n```\n']
+    return [
+        'pipe.load_textual_inversion("my-word.safetensors", token="<cat-toy>")',
+        'subject = pipe.LearntSubject("<cat-toy>", class_noun="toy")',
+        f"pipe({prompt}, subject=subject).images[0]\n```\n",
+    ]
+
+
+def _with_other_parts(quoted: str) -> list[str]:
+    return [
+        "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
+        "```python\nfrom diffusers import DiffusionPipeline\n",
+        f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
+        "parts = {part: pipe.components[part] for part in "
+        '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
+        "other = DiffusionPipeline.from_pretrained(",
+        f'    "another/stable-diffusion-2", custom_pipeline={quoted}, trust_remote_code=True, **parts',
+        ")\n```\n",
+    ]
 
 
 def _millions(component) -> str:

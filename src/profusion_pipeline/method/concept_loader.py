@@ -118,12 +118,13 @@ class ConceptLoaderMixin:
             ImportError: PEFT isn't installed.
             OSError: There is no concept at that place.
             TypeError: It is something else.
-            ValueError: It was made for another base model, the name is taken or has other signs than letters, digits,
-                `_` and `-`, or the pipeline is under sequential off-loading.
+            ValueError: It was made for another base model, there is no PromptNet, the name is taken or has other signs
+                than letters, digits, `_` and `-`, or the pipeline is under sequential off-loading.
 
         Example:
             >>> pipe.load_concept("my-concept", name="ada")  # doctest: +SKIP
         """
+        call_inputs.check_promptnet(self.promptnet)
         if isinstance(concept, str | Path):
             concept = concept_file.Concept.from_pretrained(concept, **hub_options)
         if not isinstance(concept, concept_file.Concept) and type(concept).__name__ != "Concept":  # of remote code
@@ -141,7 +142,7 @@ class ConceptLoaderMixin:
                 f"{concept.base_hash[:12]}..., but those of this pipeline have {ours[:12]}...: it fits its own base "
                 "only."
             )
-        call_inputs.list_subjects(concept, 1, self.promptnet.config)
+        call_inputs.list_subjects(concept, 1, self.promptnet)
         for component in CHANGED_MODELS:
             adapters.check_changes(getattr(self, component), concept.changes_of(component), concept.mode)
         adapter = f"concept_{uuid.uuid4().hex}"
@@ -210,7 +211,7 @@ class ConceptLoaderMixin:
 
     @property
     def _changed_models(self) -> list[torch.nn.Module]:
-        return [getattr(self, name) for name in CHANGED_MODELS]
+        return [getattr(self, name) for name in CHANGED_MODELS if getattr(self, name) is not None]
 
     def _named(self, argument: str, name: str | None) -> list[str]:
         if name is None:
@@ -284,6 +285,7 @@ class ConceptLoaderMixin:
     def _models_of(self, concepts: CallConcepts) -> dict[str, torch.nn.Module]:
         """What a call computes with at every step; a concept made in full mode has its own weights in it."""
         models = {name: getattr(self, name) for name in (*CHANGED_MODELS, "text_encoder")}
+        models = {name: model for name, model in models.items() if model is not None}
         for name in concepts.names[:1]:  # in full mode it is the only one
             concept, scale, _ = self.concepts[name]
             if concept.mode == "full" and scale != 0:

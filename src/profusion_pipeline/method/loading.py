@@ -28,8 +28,8 @@ class LoadingMixin:
         """Load a pipeline from a folder or the Hub with this code: code in the repository is never run.
 
         Args:
-            pretrained_model_name_or_path: Folder or Hub id; of a ProFusion pipeline, or of Stable Diffusion with
-                `promptnet=` and the other parts that it lacks.
+            pretrained_model_name_or_path: Folder or Hub id; of a ProFusion pipeline, or of Stable Diffusion, with
+                `promptnet=`, `image_encoder=` and `feature_extractor=` where S* is to be made of pictures.
             **kwargs: As of `DiffusionPipeline.from_pretrained`: `dtype` (for all models or a dictionary by component;
                 float32 if not given, whatever the files are in), `variant`, `revision`, `device_map`, components that
                 take the place of the repository's, and so on.

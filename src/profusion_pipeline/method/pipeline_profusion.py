@@ -90,7 +90,8 @@ class ProFusionPipeline(
         tokenizer: Of the text encoder.
         unet: Denoiser of Stable Diffusion's kind.
         scheduler: Any that Stable Diffusion takes.
-        promptnet: Reference -> pseudo word. As wide as the text encoder and the image encoder.
+        promptnet: Reference -> pseudo word. As wide as the text encoder and the image encoder. Not needed where S* is
+            never made of a picture.
         image_encoder: CLIP vision tower; all its last hidden states are used. Not needed where only
             [`SubjectEmbedding`]s are given.
         feature_extractor: Of the image encoder.
@@ -112,7 +113,7 @@ class ProFusionPipeline(
     # The UNet, the text encoder and PromptNet are all needed at every step: only the UNet, the largest, leaves (for the
     # VAE); the other two are loaded at their first use and stay until the call ends.
     model_cpu_offload_seq = "image_encoder->unet->vae"
-    _optional_components = ["image_encoder", "feature_extractor", "safety_checker"]
+    _optional_components = ["promptnet", "image_encoder", "feature_extractor", "safety_checker"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
@@ -126,7 +127,7 @@ class ProFusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        promptnet: modeling_promptnet.PromptNet | ModelMixin,  # of another repository's code
+        promptnet: modeling_promptnet.PromptNet | ModelMixin | None = None,  # the latter of another repository's code
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,
@@ -348,7 +349,7 @@ class ProFusionPipeline(
         if image is None and subject is None and (guidance.uses_subject or starts_from_image):
             raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
         images = [] if image is None else self._read_images(prompt, image, image_weights)
-        subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet.config)
+        subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet)
 
         # 3. Which size
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
@@ -370,7 +371,8 @@ class ProFusionPipeline(
             class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
         given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         texts = (null_texts or []) + (class_texts or []) if long_prompts else None
-        tokens = self._tokenize(prompts, texts, self.promptnet.num_subject_tokens(*grid), given)
+        num_words = 1 if self.promptnet is None else self.promptnet.num_subject_tokens(*grid)
+        tokens = self._tokenize(prompts, texts, num_words, given)
 
         # 5. Which timesteps, and which of them have a fusion stage
         device = self._execution_device

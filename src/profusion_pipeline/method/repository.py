@@ -383,8 +383,11 @@ class RepositoryMixin:
         """
         mend_components(folder)
         for path, content in method_files(Path(__file__).parent).items():
+            (folder / path).parent.mkdir(exist_ok=True)  # of PromptNet, which may be missing
             (folder / path).write_bytes(content)
-        names = {"_class_name": ["pipeline", "ProFusionPipeline"], "promptnet": ["modeling_promptnet", "PromptNet"]}
+        names = {"_class_name": ["pipeline", "ProFusionPipeline"]}
+        if self.promptnet is not None:
+            names["promptnet"] = ["modeling_promptnet", "PromptNet"]
         _write_json(folder / INDEX, _read_json(folder / INDEX) | names)
         if not has_card:
             text = readme or card.model_card(

@@ -34,8 +34,8 @@ def export_pipeline(
     The card is that of the source, if the source is a folder with one and none of its parts is replaced.
 
     Args:
-        source: Folder or Hub id of a ProFusion pipeline, or "demo"; or a Stable Diffusion that `promptnet` was trained
-            with.
+        source: Folder or Hub id of a ProFusion pipeline, or "demo"; or of a Stable Diffusion: the one that `promptnet`
+            was trained with, or any without it.
         target: The folder to write; a new one appears whole or not at all.
         promptnet: Folder or Hub id of a PromptNet that takes the place of the source's, such as what training wrote.
         image_encoder: Folder or Hub id of the CLIP vision tower that this PromptNet reads.
