@@ -6,11 +6,12 @@ choose the scales for three identities, test people confirm them. The file names
 
     {"as shipped": {},
      "customised": {"learning": {"steps": 50, "learning_rate": 0.001}},
-     "with caption": {"learning": {"steps": 50, "learning_rate": 0.001}, "caption": true},
+     "with caption": {"learning": {"steps": 50, "learning_rate": 0.001}, "caption": "right"},
      "another PromptNet": {"promptnet": "outputs/new/promptnet", "call": {"num_fusion_steps": 1}}}
 
-`caption` says what the photo shows besides the person. Rows are written as they are finished, concepts are kept, so a
-run that was stopped goes on.
+`caption` says what the photo shows besides the person: all of it (right), half of it, or all with one word wrong;
+`negative` gives the right caption as the negative prompt. Rows are written as they are finished, concepts are kept, so
+a run that was stopped goes on.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from study import Avatars
 from tqdm import tqdm
-from world import describe_control
+from world import CONTROL_VALUES, Control, describe_control
 
 from profusion_pipeline import PromptNet, load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, DEMO_SETTINGS, FOLDER
@@ -42,6 +43,9 @@ GRID: tuple[Scales, ...] = ((1.9, 5.0), (2.5, 5.0), (3.75, 5.0), (2.5, 2.5), (3.
 TARGETS = (0.70, 0.75, 0.80)  # identities at which prompt scores are compared
 AREA = np.linspace(0.5, 0.9, 81)  # identities over which the frontier's prompt score is averaged
 SCORES = ("reader identity", "reader prompt")
+# What each of the ten prompts of a person asks for, in the order of `study_prompts`.
+KINDS = ("clothes", "glasses", "hat", "place", "colour", "expression", "style", "style", "two things", "two things")
+CAPTIONS = ("", "right", "half", "wrong")
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,13 @@ class Variant:
 
     call: dict[str, Any] = field(default_factory=dict)
     learning: dict[str, Any] = field(default_factory=dict)
-    caption: bool = False
+    caption: str = ""
+    negative: bool = False
     promptnet: str = ""
+
+    def __post_init__(self):
+        if self.caption not in CAPTIONS:
+            raise ValueError(f"`caption` must be one of {CAPTIONS}, got {self.caption!r}.")
 
     @property
     def key(self) -> str:
@@ -111,10 +120,24 @@ def choose(points: np.ndarray, identity: float) -> int | None:
     return int(np.where(reached, points[:, 1], -1).argmax()) if reached.any() else None
 
 
+def photo_caption(control: Control, kind: str, number: int) -> str:
+    """What a photo shows besides the person, as somebody writes it who is right, lazy (half) or mistaken (wrong)."""
+    rng = random.Random(number)
+    if kind == "wrong":
+        name = rng.choice(("clothes", "expression", "background"))
+        others = [value for value in CONTROL_VALUES[name] if value != getattr(control, name)]
+        control = replace(control, **{name: rng.choice(others)})
+    said = describe_control(control, rng)
+    if kind == "half":
+        said = said[: (len(said) + number % 2) // 2]  # of three parts one or two, in turn
+    return ", ".join(said)
+
+
 class Drawing:
     """The pipeline, with one variant at a time."""
 
-    def __init__(self, model: Path, work: Path, num_inference_steps: int, device: str):
+    def __init__(self, model: Path, work: Path, num_inference_steps: int, device: str, precision: str):
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         self.pipe = load_demo_pipeline(folder=model, device=device)
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.scheduler = Sampling(scheduler="UniPC").make_scheduler(self.pipe.scheduler)
@@ -128,12 +151,15 @@ class Drawing:
         self.pipe.register_modules(promptnet=self.promptnets[variant.promptnet])
         call = {**DEMO_SETTINGS, "num_fusion_steps": 0, "num_inference_steps": self.steps, **variant.call}
         call |= {"guidance_scale": scales[0], "class_guidance_scale": scales[1]}
+        if variant.negative:
+            call["negative_prompt"] = self.caption(avatars, subject, "right")
         if variant.learning:
             self.pipe.load_concept(self.concept(variant, avatars, subject))
         else:
             call["image"] = list(subject.photos) * len(subject.prompts)
         generators = [picture_generator(subject.name, prompt, 0) for prompt in subject.prompts]
-        images = self.pipe(list(subject.prompts), generator=generators, **call).images
+        with self.autocast:
+            images = self.pipe(list(subject.prompts), generator=generators, **call).images
         self.pipe.unload_concept()
         pairs = zip(images, subject.prompts, strict=True)
         found = avatars([Picture(image, subject, prompt, 0) for image, prompt in pairs])
@@ -144,12 +170,19 @@ class Drawing:
         learning = json.dumps([variant.learning, variant.caption, variant.promptnet], sort_keys=True)
         folder = self.work / "concepts" / f"{zlib.crc32(learning.encode()):08x}" / subject.name
         if not folder.exists():
-            number = int(subject.name.rsplit("-", 1)[1])
-            said = describe_control(avatars.truth[subject.name][0].control, random.Random(number))
-            settings = {**DEMO_CUSTOMIZE, "seed": number, **variant.learning}
-            settings |= {"caption": ", ".join(said)} if variant.caption else {}
+            settings = {**DEMO_CUSTOMIZE, "seed": _number(subject), **variant.learning}
+            settings |= {"caption": self.caption(avatars, subject, variant.caption)} if variant.caption else {}
             self.pipe.customize(subject.photos[0], **settings).save_pretrained(folder)
         return folder
+
+    @staticmethod
+    def caption(avatars: Avatars, subject: Subject, kind: str) -> str:
+        """Of the person's photo."""
+        return photo_caption(avatars.truth[subject.name][0].control, kind, _number(subject))
+
+
+def _number(subject: Subject) -> int:
+    return int(subject.name.rsplit("-", 1)[1])
 
 
 def chosen_scales(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales]) -> dict[str, list[Scales | None]]:
@@ -219,6 +252,20 @@ def confirmed_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Sca
     return markdown(lines)
 
 
+def kinds_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], identity: float = TARGETS[1]) -> str:
+    """The prompt score of each kind of prompt, on validation people, with the scales chosen for one identity."""
+    people, kinds = rows.people(list(variants.values()), grid, "validation"), list(dict.fromkeys(KINDS))
+    lines = [["variant", "ω_1, ω_2", *kinds], ["---"] * (2 + len(kinds))]
+    for name, variant in variants.items():
+        index = choose(rows.points(variant, grid, people).mean(axis=0), identity)
+        if index is not None:
+            prompts = rows.pictures(variant, grid[index], people)[:, 1]  # [people, prompts]
+            cells = [np.nanmean(prompts[:, [kind == one for one in KINDS]]) for kind in kinds]
+            scales = "{:g}, {:g}".format(*grid[index])
+            lines.append([name, scales, *(f"{cell:.2f}" for cell in cells)])
+    return markdown(lines)
+
+
 def plot(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], path: Path) -> None:
     """All pairs of scales as points, frontiers as lines; test people as crosses."""
     figure = Figure(figsize=(7, 5), layout="tight")
@@ -248,10 +295,11 @@ def main(
     test_people: int = 15,
     num_inference_steps: int = 10,
     device: str = "cpu",
+    precision: str = "no",
 ) -> Rows:
     """Fill in the rows that are missing: validation people on the whole grid, test people with the chosen scales."""
     work.mkdir(parents=True, exist_ok=True)
-    rows, drawing = Rows(work / "rows.jsonl"), Drawing(model, work, num_inference_steps, device)
+    rows, drawing = Rows(work / "rows.jsonl"), Drawing(model, work, num_inference_steps, device, precision)
 
     def fill(avatars: Avatars, wanted: dict[str, Sequence[Scales]]) -> None:
         jobs = [(one, name, scales) for one in avatars.subjects for name in variants for scales in wanted[name]]
@@ -266,9 +314,9 @@ def main(
     return rows
 
 
-def read_variants(path: Path) -> dict[str, Variant]:
+def read_variants(path: str) -> dict[str, Variant]:
     """Name -> variant, from a JSON file."""
-    return {name: Variant(**given) for name, given in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {name: Variant(**given) for name, given in json.loads(Path(path).read_text(encoding="utf-8")).items()}
 
 
 def read_scales(text: str) -> Scales:
@@ -287,8 +335,10 @@ if __name__ == "__main__":
     parser.add_argument("--test-people", type=int, default=15, help="test people, ten prompts each")
     parser.add_argument("--num-inference-steps", type=int, default=10, help="steps of UniPC")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the pipeline")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16"), help="in which pictures are drawn")
     words = vars(parser.parse_args())
     found = main(**words)
     print(validation_table(found, words["variants"], words["grid"]))
     print(confirmed_table(found, words["variants"], words["grid"]))
+    print(kinds_table(found, words["variants"], words["grid"]))
     plot(found, words["variants"], words["grid"], words["work"] / "frontier.png")

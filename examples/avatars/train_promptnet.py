@@ -26,6 +26,8 @@ from profusion_pipeline.training.trainer import train_promptnet
 
 OTHERS = 5_000_000  # the seeds of passport photos begin here
 CAPTION_DROPOUT = 0.1
+PLAIN_TEXT = "a portrait of S*"
+PLAIN_TEXTS = 0.3  # share of passport photos that have no other text
 
 
 def write_pictures(folder: Path, images: Iterable[np.ndarray], rows: Sequence[dict] = ()) -> None:
@@ -46,13 +48,23 @@ def passport_photo(person: Portrait, seed: int) -> Portrait:
 
 
 def write_captioned_pictures(folder: Path, count: int) -> None:
-    """The same folder with captions; the reference of a picture is itself or a passport photo, half and half."""
+    """The same folder with captions, two pictures of each person: any portrait, and a passport photo.
+
+    The portrait's reference is the passport photo (two times of three) or itself. The passport photo's is itself, and
+    its text is left at "a portrait of S*" for three people of ten, so that this prompt, alone, is still known.
+    """
     render, people, rows = Renderer(), portraits("train", count), []
-    for index, person in enumerate(people):
-        target, other = f"{2 * index:06d}.png", f"{2 * index + 1:06d}.png"
-        text = caption(person, random.Random(index), subject="S*")
-        rows.append({"file_name": target, "ref_img": [target, other], "text": text})
-    pairs = (one for index, person in enumerate(people) for one in (person, passport_photo(person, index)))
+    photos = [passport_photo(person, index) for index, person in enumerate(people)]
+    for index, (person, photo) in enumerate(zip(people, photos, strict=True)):
+        rng, portrait_file, photo_file = random.Random(index), f"{2 * index:06d}.png", f"{2 * index + 1:06d}.png"
+        portrait_text, photo_text = (caption(one, rng, subject="S*") for one in (person, photo))
+        if rng.random() < PLAIN_TEXTS:
+            photo_text = PLAIN_TEXT
+        rows.append(
+            {"file_name": portrait_file, "ref_img": [photo_file, photo_file, portrait_file], "text": portrait_text}
+        )
+        rows.append({"file_name": photo_file, "ref_img": [photo_file], "text": photo_text})
+    pairs = (one for pair in zip(people, photos, strict=True) for one in pair)
     write_pictures(folder, (render(one) for one in pairs), rows)
 
 
@@ -79,7 +91,7 @@ def main(
         model=str(model or work),
         data=str(folder),
         output=str(work / "promptnet_training"),
-        prompt="a portrait of S*",
+        prompt=PLAIN_TEXT,
         reference="other" if captions else "same",
         caption_dropout=CAPTION_DROPOUT if captions else 0.0,
         region_proj_channel=64,

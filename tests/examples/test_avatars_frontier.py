@@ -13,13 +13,16 @@ from frontier import (
     chosen_scales,
     confirmed_table,
     frontier,
+    kinds_table,
     main,
+    photo_caption,
     plot,
     prompt_at,
     read_scales,
     read_variants,
     validation_table,
 )
+from score import reference_portrait
 
 POINTS = np.array([[0.8, 0.6], [0.6, 0.9], [0.7, 0.7], [0.5, 0.8], [0.8, 0.5]])  # the last two are beaten
 GRID = ((2.5, 5.0), (5.0, 2.5))
@@ -46,7 +49,7 @@ def test_the_best_prompt_that_keeps_an_identity_is_chosen():
 def rows_of(tmp_path, *, ahead: float) -> tuple[Rows, dict[str, Variant]]:
     """Made up: the second variant has `ahead` more of the prompt, everybody else the same."""
     rows, generator = Rows(tmp_path / "rows.jsonl"), np.random.default_rng(0)
-    variants = {"shipped": Variant(), "captioned": Variant(caption=True, learning={"steps": 50})}
+    variants = {"shipped": Variant(), "captioned": Variant(caption="right", learning={"steps": 50})}
     for person in [f"validation-{i:03d}" for i in range(5)] + [f"test-{i:03d}" for i in range(4)]:
         shift = generator.normal(0, 0.03, (2, 10))
         for scales, means in zip(GRID, ((0.7, 0.8), (0.8, 0.6)), strict=True):
@@ -88,14 +91,36 @@ def test_equal_variants_are_not_told_apart(tmp_path):
     assert validation_table(rows, variants, GRID).splitlines()[-1].split(" | ")[2] == "0.000 (0.000 to 0.000)"
 
 
+def test_each_kind_of_prompt_has_its_column(tmp_path):
+    rows, variants = rows_of(tmp_path, ahead=0.1)
+    header, _, first, second = kinds_table(rows, variants, GRID).splitlines()
+    assert "| clothes | glasses | hat | place | colour | expression | style | two things |" in header
+    gains = [float(b) - float(a) for a, b in zip(first.split("|")[3:-1], second.split("|")[3:-1], strict=True)]
+    assert gains == pytest.approx([0.1] * 8, abs=0.011)
+
+
+def test_a_caption_is_right_halved_or_has_one_part_wrong():
+    for number in range(20):
+        control = reference_portrait(number, "validation").control
+        right, half, wrong = (photo_caption(control, kind, number).split(", ") for kind in ("right", "half", "wrong"))
+        assert len(right) == len(wrong) == 3 and len(half) == 1 + number % 2
+        assert set(half) < set(right)
+        assert len(set(right) - set(wrong)) == 1
+
+
+def test_an_unknown_kind_of_caption_is_refused():
+    with pytest.raises(ValueError, match="`caption` must be one of"):
+        Variant(caption="auto")
+
+
 def test_variants_and_scales_are_read(tmp_path):
     (tmp_path / "variants.json").write_text(json.dumps({"a": {}, "b": {"call": {"guidance_rescale": 0.5}}}))
-    assert read_variants(tmp_path / "variants.json") == {"a": Variant(), "b": Variant(call={"guidance_rescale": 0.5})}
+    assert read_variants(str(tmp_path / "variants.json")) == {"a": Variant(), "b": Variant(call={"guidance_rescale": 0.5})}
     assert read_scales("2.5,5") == (2.5, 5.0)
 
 
 def test_one_person_from_the_grid_to_the_rows(tmp_path):
-    variants = {"shipped": Variant(), "captioned": Variant(caption=True, learning={"steps": 1})}
+    variants = {"shipped": Variant(), "captioned": Variant(caption="right", learning={"steps": 1})}
     settings = dict(work=tmp_path, grid=GRID[:1], people=1, test_people=0, num_inference_steps=1)
     rows = main(variants, **settings)
     assert len(rows.known) == 2
