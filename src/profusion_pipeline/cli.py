@@ -21,7 +21,7 @@ from typing import TypeVar
 from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags, seed, whole_number
 from .common.launcher import check_launcher, launched_device, launched_precision, local_rank
 from .common.settings import check_words
-from .customization.config import CustomizeConfig
+from .customization.config import AUTO, CustomizeConfig
 from .evaluation.config import EvaluationConfig
 from .training.config import TrainingConfig
 
@@ -149,9 +149,9 @@ def _customize(args: argparse.Namespace) -> None:
     from .customization.customize import customize
     from .method.reference_images import load_picture, load_reference_image
 
-    photo = load_reference_image(args.image, name="--image")
-    mask = None if args.mask is None else load_picture(args.mask, name="--mask")  # with what is transparent
-    concept = customize(_load_pipeline(args.model, args.device, args.dtype), photo, config, mask=mask)
+    photos = [load_reference_image(file, name="--image") for file in args.image]
+    masks = args.mask and [load_picture(file, name="--mask") for file in args.mask]  # with what is transparent
+    concept = customize(_load_pipeline(args.model, args.device, args.dtype), photos, config, mask=masks)
 
     def write(folder: Path) -> None:
         if args.force:
@@ -161,6 +161,8 @@ def _customize(args: argparse.Namespace) -> None:
                 concept.save_pretrained(new)
 
     write_or_keep(write, out.parent)
+    if config.caption == AUTO:
+        print(f"caption: {concept.settings['caption']}", file=sys.stderr)
     print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)
     print(out)
 
@@ -349,9 +351,15 @@ def build_parser() -> argparse.ArgumentParser:
         "Bring S* nearer to the person on one photo; the result is for `profusion generate --concept`.",
     )
     command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
-    command.add_argument("--image", required=True, metavar="FILE", help="The photo.")
     command.add_argument(
-        "--mask", default=None, metavar="FILE", help="Picture of the photo's size, light where the person is."
+        "--image", required=True, metavar="FILE", nargs="+", help="The photo, or several of one person."
+    )
+    command.add_argument(
+        "--mask",
+        default=None,
+        metavar="FILE",
+        nargs="+",
+        help="Picture of the photo's size, light where the person is; one for each photo.",
     )
     command.add_argument("--out", required=True, metavar="FOLDER", help="Where the concept is kept.")
     add_flags(command, flags_of_dataclass(CustomizeConfig))

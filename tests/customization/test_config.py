@@ -10,6 +10,12 @@ def test_everything_has_a_default():
     assert CustomizeConfig().steps == 100
 
 
+def test_each_photo_may_have_its_caption():
+    config = CustomizeConfig(prompt="a portrait of S*", caption=("in a hat", "smiling"))
+    assert config.learning_prompts == ["a portrait of S*, in a hat", "a portrait of S*, smiling"]
+    assert config.learning_prompt == config.learning_prompts[0]
+
+
 def test_a_caption_is_added_to_the_prompt():
     assert CustomizeConfig().learning_prompt == "a photo of S*"
     told = CustomizeConfig(prompt="a portrait of S*", caption=" in a hat, smiling ")
@@ -32,6 +38,7 @@ def test_a_wrong_type_is_refused():
         ({"class_noun": " "}, "`class_noun` must not be empty, got ' '"),
         ({"prompt": ""}, "`prompt` must not be empty, got ''"),
         ({"caption": " "}, "`caption` must not be empty, got ' '"),
+        ({"caption": ("smiling", "")}, "`caption` must not be empty, got ''"),
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"rank": 0}, "`rank` must be at least 1, got 0"),

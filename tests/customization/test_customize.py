@@ -2,14 +2,17 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+from PIL import Image
 
 from concepts import QUICK, assert_same, everything, photo, sample, tiny_pipeline
 from profusion_pipeline.customization.customize import customizing
+from profusion_pipeline.customization.subject_pool import encode_pictures
 from profusion_pipeline.method.adapters import base_hash
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 
@@ -193,6 +196,69 @@ def test_a_caption_is_learnt_with_and_remembered(pipe, mode):
 def test_a_caption_with_a_second_placeholder(pipe):
     with pytest.raises(ValueError, match="exactly once, got it 2 times in"):
         pipe.customize(photo(), prompt="a photo of S*", caption="by S*")
+
+
+def photos() -> list[Image.Image]:
+    rotated = photo().transpose(Image.Transpose.ROTATE_90)
+    return [photo(), rotated, photo(24)]
+
+
+def test_several_photos_are_all_learnt_from(pipe):
+    with customizing(pipe, photos(), QUICK) as run:
+        assert len(run.pool.mean) == 3 * QUICK.pool_size
+        each = [encode_pictures(pipe, [one], 16, 16).mean[0] for one in photos()]
+        for number, latents in enumerate(each):
+            torch.testing.assert_close(run.pool.mean[number * QUICK.pool_size], latents)
+        next(run.learn())
+        concept = run.concept()
+    alone = pipe.encode_subject(photos()[0])
+    assert torch.equal(concept.latents, alone.latents.half().cpu())
+
+
+def test_a_list_of_one_photo_is_the_photo(pipe):
+    one, listed = pipe.customize(photo(), QUICK), pipe.customize([photo()], QUICK)
+    assert all(torch.equal(change, listed.changes[name]) for name, change in one.changes.items())
+
+
+def test_each_photo_is_learnt_under_its_caption(pipe):
+    captions = ("in a hat", "on the beach", "in a hat, on the beach")
+    with customizing(pipe, photos(), replace(QUICK, caption=captions)) as run:
+        numbers = range(40)
+        target, _ = run.choose(numbers, len(run.pool.mean))
+        words = run.draw_pairs(numbers)["input_ids"]
+        assert set((target // QUICK.pool_size).tolist()) == {0, 1, 2}
+        for row, picture in zip(words, target.tolist(), strict=True):
+            assert torch.equal(row, run.input_ids[picture // QUICK.pool_size])
+        next(run.learn())
+        assert run.concept().settings["caption"] == captions
+    with customizing(pipe, photos(), replace(QUICK, caption="in a hat")) as run:
+        assert len(run.draw_pairs(numbers)["input_ids"].unique(dim=0)) == 1
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (dict(photo=[]), "`photo` must be a photo or a list of them, got an empty list"),
+        (dict(caption=("a", "b")), "`caption` must be one for all photos or one for each of 3, got 2"),
+        (dict(mask=Image.new("L", (20, 20), 255)), "`mask` must be one for each of 3 photos, got 1"),
+    ],
+)
+def test_several_photos_that_do_not_fit(pipe, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pipe.customize(**{"photo": photos(), "config": QUICK} | given)
+
+
+def test_a_captioner_is_asked_for_each_photo(pipe, monkeypatch):
+    seen = []
+
+    def describe(picture, captioner, **options):
+        seen.append((picture.size, captioner, "woman" in options["leave_out"]))
+        return f"at {len(seen)} o'clock"
+
+    monkeypatch.setattr("profusion_pipeline.customization.customize.describe_photo", describe)
+    concept = pipe.customize(photos()[1:], QUICK, caption="auto", captioner="me/captioner")
+    assert seen == [((20, 20), "me/captioner", True), ((24, 24), "me/captioner", True)]
+    assert concept.settings["caption"] == ("at 1 o'clock", "at 2 o'clock")
 
 
 REFUSAL = "open the pipeline with `profusion_pipeline.ProFusionPipeline.from_pretrained`"

@@ -115,7 +115,10 @@ def test_an_unknown_kind_of_caption_is_refused():
 
 def test_variants_and_scales_are_read(tmp_path):
     (tmp_path / "variants.json").write_text(json.dumps({"a": {}, "b": {"call": {"guidance_rescale": 0.5}}}))
-    assert read_variants(str(tmp_path / "variants.json")) == {"a": Variant(), "b": Variant(call={"guidance_rescale": 0.5})}
+    assert read_variants(str(tmp_path / "variants.json")) == {
+        "a": Variant(),
+        "b": Variant(call={"guidance_rescale": 0.5}),
+    }
     assert read_scales("2.5,5") == (2.5, 5.0)
 
 

@@ -98,13 +98,19 @@ def flags_of_dataclass(config: type) -> list[Flag]:
         Flag(
             field.name,
             next(member for member in typing.get_args(field.type) or [field.type] if member in KINDS.values()),
-            "always" if typing.get_origin(field.type) is tuple else "never",
+            _many(field.type),
             field.default,
             field.metadata["help"],
             field.metadata["choices"],
         )
         for field in dataclasses.fields(config)
     ]
+
+
+def _many(annotation: Any) -> str:
+    if typing.get_origin(annotation) is tuple:
+        return "always"
+    return "too" if tuple in map(typing.get_origin, typing.get_args(annotation)) else "never"
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: Collection[str] = ()) -> None:

@@ -8,6 +8,8 @@ import dataclasses
 from ..common.settings import check_settings, check_words, setting
 from ..method.quoting import quote
 
+AUTO = "auto"  # the caption that a captioning model writes
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CustomizeConfig:
@@ -33,10 +35,21 @@ class CustomizeConfig:
     )
     rank: int = setting(4, help="Rank of the adapters; not read in full mode.", minimum=1)
     prompt: str = setting("a photo of S*", help="The text under which S* must bring the subject back.")
-    caption: str | None = setting(
+    caption: str | tuple[str, ...] | None = setting(
         None,
-        help='What is in the photo and is not the subject, "wearing a green hoodie, at the beach, smiling": it is '
-        "added to the prompt while learning, so that S* need not carry it and later prompts may say something else.",
+        help='What is in the photo and is not the subject, "wearing a green hoodie, at the beach, smiling", or one for '
+        "each of several photos: it is "
+        "added to the prompt while learning, so that S* need not carry it and later prompts may say something else. "
+        '"auto" asks the captioner; what is wrong in a caption is learnt as part of the person.',
+    )
+    captioner: str = setting(
+        "Salesforce/blip-image-captioning-base",
+        help='With caption "auto", folder or Hub id of an image-to-text model that transformers knows.',
+    )
+    caption_leaves_out: tuple[str, ...] = setting(
+        (),
+        help='With caption "auto", words about the subject: phrases of the caption with one of them are dropped. If '
+        "none are given, those about people (woman, hair, beard, eyes, young, ...).",
     )
     pad_prompt: bool = setting(
         True,
@@ -109,18 +122,32 @@ class CustomizeConfig:
 
     def __post_init__(self):
         check_settings(self)
-        for name in ("class_noun", "prompt", "caption"):
-            text = getattr(self, name)
-            if text is not None and not text.strip():
+        texts = [
+            ("class_noun", self.class_noun),
+            ("prompt", self.prompt),
+            *(("caption", text) for text in self.captions),
+        ]
+        for name, text in texts:
+            if not text.strip():
                 raise ValueError(f"`{name}` must not be empty, got {quote(text)}.")
-            check_words(name, text or "")
+            check_words(name, text)
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
 
     @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions; none if there is none."""
+        return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
+
+    @property
+    def learning_prompts(self) -> list[str]:
+        """The prompt with each caption after a comma; the prompt alone if there is none."""
+        return [f"{self.prompt}, {caption.strip()}" for caption in self.captions] or [self.prompt]
+
+    @property
     def learning_prompt(self) -> str:
-        """The prompt, and after a comma the caption if there is one."""
-        return self.prompt if self.caption is None else f"{self.prompt}, {self.caption.strip()}"
+        """Of the first photo, for those who learn from one."""
+        return self.learning_prompts[0]
 
     @property
     def rate(self) -> float:

@@ -1,4 +1,4 @@
-"""One photo -> a Concept: S* brought nearer to one subject in some hundred steps of the plain PromptNet objective.
+"""Photos of one subject -> a Concept: S* brought nearer to it in some hundred steps of the plain PromptNet objective.
 
 [`customize`] is the whole. [`customizing`] is its inside for whoever wants to watch, draw or stop early: it encodes a
 pool of augmented pictures once, puts weights that learn into the pipeline, and takes them out again whatever happens.
@@ -8,13 +8,15 @@ of one picture, reference and target drawn independently.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
+from PIL import Image
 
 from ..method.adapters import base_hash
 from ..method.concept_file import Concept
@@ -24,28 +26,34 @@ from ..method.subject_embedding import SubjectEmbedding
 from ..method.subject_prompt import find_placeholder, tokenize_subject_prompts
 from ..training.losses import promptnet_loss
 from .augmentation import Painter
-from .config import CustomizeConfig
+from .captioning import PERSON_WORDS, describe_photo
+from .config import AUTO, CustomizeConfig
 from .learning import Learning
 from .learning_weights import LearningWeights, learning_weights
-from .subject_pool import EncodedPool, Photo, augmented_pictures, encode_pictures, read_mask, read_photo
+from .subject_pool import EncodedPool, Photo, augmented_pictures, encode_pictures, read_photos
+
+logger = logging.get_logger(__name__)
 
 
 def customize(
     pipe: ProFusionPipeline,
-    photo: Photo,
+    photo: Photo | Sequence[Photo],
     config: CustomizeConfig | None = None,
     *,
-    mask: Photo | None = None,
+    mask: Photo | Sequence[Photo] | None = None,
     paint: Painter | None = None,
     **settings: Any,
 ) -> Concept:
-    """Bring S* nearer to the subject of one photo; also the method `customize` of a pipeline.
+    """Bring S* nearer to the subject of a photo; also the method `customize` of a pipeline.
 
     Args:
         pipe: A pipeline with PromptNet and image encoder. It is left as it was, bit for bit.
-        photo: A PIL image, array, tensor or path, at least 16 pixels on each side.
-        config: All settings; the defaults if None.
-        mask: Where the subject is, a picture of the photo's size with light on the subject. A centred ellipse if None.
+        photo: A PIL image, array, tensor or path, at least 16 pixels on each side; or a list of photos of one subject.
+            Then S* of any of them learns to bring back any other, so that it carries what they share. The concept's own
+            reference is the first.
+        config: All settings; the defaults if None. `caption` is one for all photos or one for each.
+        mask: Where the subject is, a picture of the photo's size with light on the subject; a list with one for each
+            photo, where there are several. A centred ellipse if None.
         paint: What paints the background in place of `config.background`, for example [`inpainter`]'s.
         **settings: Fields of [`CustomizeConfig`], which go before those of `config`.
 
@@ -77,10 +85,10 @@ def customize(
 @contextmanager
 def customizing(
     pipe: ProFusionPipeline,
-    photo: Photo,
+    photo: Photo | Sequence[Photo],
     config: CustomizeConfig,
     *,
-    mask: Photo | None = None,
+    mask: Photo | Sequence[Photo] | None = None,
     paint: Painter | None = None,
 ) -> Iterator["Customization"]:
     """A customising under way; when the block ends, by an error or Ctrl-C too, the pipeline is the one of before.
@@ -114,19 +122,29 @@ def customizing(
         (2, 2)
     """
     _check_pipeline(pipe)
-    find_placeholder(config.learning_prompt, pipe.config.placeholder)
-    photo = read_photo(photo)
-    mask = None if mask is None else read_mask(mask, photo.size)
-    if mask is not None and config.background == "keep" and paint is None:
+    for prompt in config.learning_prompts:
+        find_placeholder(prompt, pipe.config.placeholder)
+    photos, masks = read_photos(photo, mask)
+    if len(config.learning_prompts) not in (1, len(photos)):
+        raise ValueError(
+            f"`caption` must be one for all photos or one for each of {len(photos)}, got {len(config.captions)}."
+        )
+    if config.caption == AUTO:
+        config = _captioned(config, photos, pipe._execution_device)
+    if any(masks) and config.background == "keep" and paint is None:
         raise ValueError("`mask` is given, but `background` is 'keep', which paints nothing outside of it.")
     models, advice = (pipe.unet, pipe.promptnet, pipe.text_encoder), "customise while no other thread draws with it"
     with ExitStack() as undo:
         undo.enter_context(torch.inference_mode(False))  # a server's handler may run under it, and nothing learns there
         undo.enter_context(in_use(models, to_change=True, advice=advice))
         fingerprint = base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
-        subject = pipe.encode_subject(photo)
+        subject = pipe.encode_subject(photos[0])
         height, width = (side * pipe.vae_scale_factor for side in subject.latents.shape[-2:])
-        pictures = augmented_pictures(photo, config, side=min(height, width), mask=mask, paint=paint)
+        pictures = [
+            picture
+            for photo, mask in zip(photos, masks, strict=True)
+            for picture in augmented_pictures(photo, config, side=min(height, width), mask=mask, paint=paint)
+        ]
         pool = encode_pictures(pipe, pictures, height, width)
         undo.callback(pipe.maybe_free_model_hooks)
         undo.enter_context(_off_device(pipe.vae, pipe.image_encoder))
@@ -163,14 +181,29 @@ class Customization(Learning):
     ):
         super().__init__(pipe, config, pool, learning.weights.values())
         self.learning, self.subject, self.fingerprint = learning, subject, fingerprint
-        input_ids, positions = tokenize_subject_prompts(
+        prompts = tokenize_subject_prompts(
             pipe.tokenizer,
-            [config.learning_prompt],
+            config.learning_prompts,
             placeholder=pipe.config.placeholder,
             num_subject_tokens=pipe.promptnet.num_subject_tokens(*subject.latents.shape[-2:]),
             pad=config.pad_prompt,
-        )  # [1, T], [1]
-        self.prompt = dict(input_ids=input_ids.to(self.device), positions=positions.to(self.device))
+        )
+        self.input_ids, self.positions = (tensor.to(self.device) for tensor in prompts)  # [captions, T], [captions]
+
+    def draw_pairs(self, numbers: Sequence[int], pool: EncodedPool | None = None) -> dict[str, torch.Tensor]:
+        """Each target is learnt under the caption of its photo.
+
+        Args:
+            numbers: As of [`Learning`].
+            pool: As of [`Learning`].
+
+        Returns:
+            Arguments of `promptnet_loss`, on the pipeline's device.
+        """
+        target, _ = self.choose(numbers, len(self.pool.mean)).to(self.device)  # [B]
+        caption = target // self.config.pool_size % len(self.positions)  # of one caption for all photos the only one
+        words = dict(input_ids=self.input_ids[caption], positions=self.positions[caption])  # [B, T], [B]
+        return super().draw_pairs(numbers, pool) | words
 
     def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
         """The loss of PromptNet's own training.
@@ -182,9 +215,7 @@ class Customization(Learning):
             The loss `[]`.
         """
         pipe = self.pipe
-        return promptnet_loss(
-            pipe.unet, pipe.text_encoder, pipe.promptnet, **pairs, **self.prompt, **self.noise_schedule
-        ).loss
+        return promptnet_loss(pipe.unet, pipe.text_encoder, pipe.promptnet, **pairs, **self.noise_schedule).loss
 
     def concept(self) -> Concept:
         """What was learnt so far.
@@ -215,6 +246,15 @@ class Customization(Learning):
             steps=self.step,
             loss=float(np.mean(self.losses[-10:])),
         )
+
+
+def _captioned(config: CustomizeConfig, photos: Sequence[Image.Image], device: torch.device) -> CustomizeConfig:
+    """With what a captioning model says of each photo; it is told, for it wants to be read."""
+    words = dict(leave_out=config.caption_leaves_out or PERSON_WORDS, device=device)
+    captions = tuple(describe_photo(photo, config.captioner, **words) for photo in photos)
+    for caption in captions:
+        logger.warning("Customising with the caption %r; if it is wrong, give a better one.", caption)
+    return dataclasses.replace(config, caption=captions[0] if len(captions) == 1 else captions)
 
 
 @contextmanager

@@ -116,9 +116,7 @@ class Learning(ABC):
             num_timesteps=len(self.noise_schedule["alphas_cumprod"]),
             latent_shape=tuple(pool.mean.shape[1:]),
         )
-        generators = [np.random.default_rng((self.config.seed, number)) for number in numbers]
-        chosen = np.stack([one.integers(len(pool.mean), size=2) for one in generators])
-        target, reference = torch.from_numpy(chosen).to(self.device).unbind(1)  # [B], [B]
+        target, reference = self.choose(numbers, len(pool.mean)).to(self.device)  # [B], [B]
         posterior_noise = draws.posterior_noise.to(self.device)
         return dict(
             latents=pool.mean[target] + pool.std[target] * posterior_noise,
@@ -128,11 +126,24 @@ class Learning(ABC):
             timesteps=draws.timesteps.to(self.device),
         )
 
+    def choose(self, numbers: Sequence[int], pictures: int) -> torch.Tensor:
+        """Which pictures of a pool are target and reference of some pairs.
+
+        Args:
+            numbers: Of the pairs, counted over all steps.
+            pictures: How many the pool has.
+
+        Returns:
+            Targets and references. [2, B]
+        """
+        generators = [np.random.default_rng((self.config.seed, number)) for number in numbers]
+        return torch.from_numpy(np.stack([one.integers(pictures, size=2) for one in generators], axis=1))
+
     def learn_from(self, **pairs: torch.Tensor) -> float:
         """One optimiser step on given pairs.
 
         Args:
-            **pairs: `latents`, `reference_latents`, `image_states`, `noise` and `timesteps` of `promptnet_loss`.
+            **pairs: As from `draw_pairs`.
 
         Returns:
             The loss before the step.

@@ -1,5 +1,6 @@
 """A photo -> a pool of augmented pictures of its subject, as PromptNet and UNet read them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +96,42 @@ def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
             "`mask` must be light where the subject is, got one that is dark everywhere, counting what is transparent."
         )
     return picture
+
+
+def read_photos(
+    photo: Photo | Sequence[Photo], mask: Photo | Sequence[Photo] | None
+) -> tuple[list[Image.Image], list[Image.Image | None]]:
+    """The photos to customise to, and the mask of each.
+
+    Args:
+        photo: One, or a list.
+        mask: One, or a list with one for each photo; None for no mask.
+
+    Returns:
+        RGB pictures, and as many grey ones or None.
+
+    Raises:
+        TypeError: As of [`read_photo`] and [`read_mask`].
+        ValueError: As of these, or there is no photo, or another number of masks.
+
+    Example:
+        >>> photos, masks = read_photos([Image.new("RGB", (64, 80))] * 2, None)
+        >>> len(photos), masks
+        (2, [None, None])
+    """
+    photos = [read_photo(one) for one in _as_list(photo)]
+    if not photos:
+        raise ValueError("`photo` must be a photo or a list of them, got an empty list.")
+    masks = [None] * len(photos) if mask is None else _as_list(mask)
+    if len(masks) != len(photos):
+        raise ValueError(f"`mask` must be one for each of {len(photos)} photos, got {len(masks)}.")
+    return photos, [
+        None if one is None else read_mask(one, photo.size) for one, photo in zip(masks, photos, strict=True)
+    ]
+
+
+def _as_list(photo: Photo | Sequence[Photo]) -> list[Photo]:
+    return list(photo) if isinstance(photo, list | tuple) else [photo]
 
 
 def _opaque_part(picture: Image.Image) -> Image.Image:

@@ -73,12 +73,12 @@ class ConceptLoaderMixin:
         return vars(self).setdefault("_concepts", {})
 
     def customize(self, photo: Any, config: Any = None, **options: Any) -> concept_file.Concept:
-        """Bring S* nearer to one subject, from one photo; see `profusion_pipeline.customization.customize.customize`.
+        """Bring S* nearer to one subject; see `profusion_pipeline.customization.customize.customize`.
 
         The pipeline itself is left as it was: `load_concept` puts what was learnt to use.
 
         Args:
-            photo: A PIL image, array, tensor or path.
+            photo: A PIL image, array, tensor or path, or a list of them.
             config: A `CustomizeConfig`; its defaults if None.
             **options: Fields of `CustomizeConfig` (`class_noun="person"`, `steps=100`, ...), which go before those of
                 `config`, and `mask` and `paint` as there.
