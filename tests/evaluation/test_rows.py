@@ -21,7 +21,11 @@ from profusion_pipeline.evaluation.systems.system import Sampling
 COLUMNS = ["reader identity", "reader prompt"]
 SETTINGS = [
     Setting("Stable Diffusion", "", Sampling(num_inference_steps=25, scheduler="DPM++ 2M", guidance=0.5)),
-    Setting("PromptNet, L2", '{"steps": 50}', Sampling(num_fusion_steps=2, fusion_eta=0.3, base_guidance=True)),
+    Setting(
+        "PromptNet, L2",
+        '{"steps": 50}',
+        Sampling(num_fusion_steps=2, fusion_eta=0.3, subject_every=4, base_guidance=True),
+    ),
 ]
 
 
@@ -51,6 +55,19 @@ def test_every_setting_has_a_column(tmp_path):
     assert set(vars(Sampling())) < set(cells)
     assert (cells["fusion_eta"], cells["fusion_subject_scale"], cells["base_guidance"]) == ("0.3", "", "True")
     assert (cells["system"], cells["learning"]) == ("PromptNet, L2", '{"steps": 50}')
+
+
+def test_rows_from_before_a_setting_was_there_have_its_default(tmp_path):
+    with RowWriter(tmp_path, 0, COLUMNS) as writer:
+        writer.add([make_row()])
+    file = tmp_path / "rows-0.csv"
+    with file.open(newline="") as lines:
+        cells = [{k: v for k, v in row.items() if k != "subject_every"} for row in csv.DictReader(lines)]
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, cells[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(cells)
+    assert [row.key for row in read_rows(tmp_path)] == [make_row().key]
 
 
 def test_what_a_kill_cut_short_is_no_row_and_does_not_stay(tmp_path):

@@ -18,10 +18,13 @@ SCALES = (
     "fusion_eta",
     "fusion_start",
     "fusion_end",
+    "guidance_start",
+    "guidance_end",
+    "guidance_rescale",
     "eta",
     "strength",
 )
-COUNTS = ("num_fusion_steps", "num_images_per_prompt", "num_inference_steps")
+COUNTS = ("num_fusion_steps", "subject_every", "num_images_per_prompt", "num_inference_steps")
 ODD = st.sampled_from([None, True, "7", [], [3.0], {}, 1j, math.nan, math.inf, -1.0, 10**400, b"1", object()])
 NUMBERS = st.one_of(
     st.sampled_from([0, 0.0, 1, 1.0, 0.5, 7.5, 1e-12]),

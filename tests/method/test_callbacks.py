@@ -87,6 +87,20 @@ def test_a_callback_changes_the_text(pipe):
     assert torch.equal(swapped, rest)
 
 
+def test_scales_change_while_s_is_shared_and_guidance_has_an_end(pipe):
+    """ω_1 comes at the second step of four: S* is made then, kept until the fourth, alone in the last two."""
+    made = []
+    pipe.promptnet.register_forward_pre_hook(lambda module, args: made.append(int(args[1])))
+
+    def change(pipe, i):
+        pipe._guidance_scale, pipe._guidance_rescale = 3.0, 0.5
+
+    settings = dict(guidance_scale=0.0, num_fusion_steps=0, num_inference_steps=4, subject_every=3, guidance_end=0.5)
+    rows, _ = rows_at_each_step(pipe, change, **settings)
+    assert rows == [2, 3, 1, 1] and pipe.guidance_rescale == 0.5
+    assert made == [pipe.scheduler.timesteps[i] for i in (1, 3)]
+
+
 def test_interrupt_leaves_the_rest_undone(pipe):
     def stop(pipe, i, t, tensors):
         pipe._interrupt = True

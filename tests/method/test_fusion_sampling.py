@@ -3,8 +3,16 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from profusion_pipeline.method.fusion_sampling import fusion_step, guide, noise_share, predict_noise, renew_noise
+from profusion_pipeline.method.fusion_sampling import (
+    fusion_step,
+    guide,
+    noise_share,
+    predict_noise,
+    renew_noise,
+    rescale,
+)
 
 pytestmark = pytest.mark.numeric
 
@@ -126,3 +134,16 @@ def test_guidance_in_half_precision_rounds_once():
     guided = guide(null, text, torch.tensor([6.9]), torch.tensor([0]))
     assert guided.dtype == torch.bfloat16
     assert torch.equal(guided, null + 6.9 * (text - null))
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
+def test_rescaling_is_that_of_diffusers(amount):
+    guided, target = 5 * torch.randn(3, 4, 8, 8) + 1, torch.randn(3, 4, 8, 8)
+    torch.testing.assert_close(rescale(guided, target, amount), rescale_noise_cfg(guided, target, amount))
+
+
+def test_rescaled_predictions_have_the_deviation_between_both():
+    guided, target = 5 * torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8) + 7
+    own, wanted = (tensor.std(dim=(1, 2, 3)) for tensor in (guided, target))
+    torch.testing.assert_close(rescale(guided, target, 0.4).std(dim=(1, 2, 3)), 0.4 * wanted + 0.6 * own)
+    assert torch.equal(rescale(target, target, 0.4), target)

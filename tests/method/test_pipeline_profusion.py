@@ -349,6 +349,61 @@ def test_fusion_in_a_part_of_the_steps(pipe):
     assert counts["unet_rows"] == 4 * 3 + 1 * 4
 
 
+def test_guidance_in_a_part_of_the_steps(pipe):
+    """Two guided steps and two without are two guided ones, gone on with by ω_1 = 1 and ω_2 = 0."""
+    settings, half_way = dict(image=picture(), num_inference_steps=4, num_fusion_steps=0), []
+
+    def keep(pipe, index, timestep, tensors):
+        half_way.append(tensors["latents"])
+
+    latents_of(pipe, **settings, callback_on_step_end=keep)
+    alone = dict(guidance_scale=1.0, class_guidance_scale=0.0)
+    rest = latents_of(pipe, **settings, **alone, latents=half_way[1], strength=0.5)
+    assert torch.equal(latents_of(pipe, **settings, guidance_end=0.5), rest)
+    half_way.clear()
+    latents_of(pipe, **settings, **alone, callback_on_step_end=keep)
+    rest = latents_of(pipe, **settings, latents=half_way[1], strength=0.5)
+    assert torch.equal(latents_of(pipe, **settings, guidance_start=0.5), rest)
+
+
+def test_the_refinement_stage_is_rescaled_as_diffusers_has_it(components):
+    settings = dict(num_inference_steps=3, guidance_rescale=0.7, output_type="latent")
+    base = stable_diffusion(components)
+    expected = base("a photo of dog", guidance_scale=4.0, generator=seeded(), **settings).images
+    pipe = ProFusionPipeline(**components)
+    settings = dict(guidance_scale=0.0, class_guidance_scale=4.0, num_fusion_steps=0, class_prompt="a photo of dog")
+    found = latents_of(pipe, **settings, guidance_rescale=0.7)
+    assert relative(found, expected) < CLOSE
+    assert relative(found, latents_of(pipe, **settings)) > 1e-3
+
+
+def test_s_is_shared_between_predictions(pipe):
+    """PromptNet sees x_t and t of the first prediction of every second step, and only these."""
+    seen = []
+    pipe.promptnet.register_forward_pre_hook(lambda module, args: seen.append((args[3].clone(), int(args[1]))))
+    every = latents_of(pipe, image=picture(), num_inference_steps=4)
+    timesteps = pipe.scheduler.timesteps.tolist()
+    always = seen[:]
+    assert [t for _, t in seen] == [t for t in timesteps for _ in range(2)]
+    seen.clear()
+    found = latents_of(pipe, image=picture(), num_inference_steps=4, subject_every=2)
+    assert [t for _, t in seen] == timesteps[::2]
+    assert torch.equal(seen[0][0], always[0][0]) and relative(found, every) > 1e-4
+    once = latents_of(pipe, image=picture(), num_inference_steps=4, num_fusion_steps=0, subject_every=1)
+    assert torch.equal(once, latents_of(pipe, image=picture(), num_inference_steps=4, num_fusion_steps=0))
+
+
+def test_options_of_the_course_in_a_batch_with_references_and_long_prompts(pipe):
+    """Each picture is what it is alone, S* of each of its references shared and its deviation its own."""
+    settings = dict(subject_every=2, guidance_rescale=0.6, guidance_end=0.7, long_prompts=True)
+    prompts = ["a photo of S*", "hat " * 80 + "S* on the beach"]
+    images = [[picture(1), picture(2)], picture(3)]
+    batch = latents_of(pipe, prompts, image=images, generator=[seeded(0), seeded(1)], **settings)
+    settings["long_prompts"] = True
+    alone = latents_of(pipe, prompts[1], image=images[1], generator=seeded(1), **settings)
+    assert relative(batch[1:], alone) < CLOSE
+
+
 # ---------------------------------------------------------------------------------------- around the loop
 
 
@@ -468,6 +523,12 @@ BAD = [
     (dict(fusion_end="1"), TypeError, "`fusion_end` must be a number, got '1'"),
     (dict(fusion_start=0.5, fusion_end=0.5), ValueError, "`fusion_start` must be less than `fusion_end`, and that at"),
     (dict(fusion_end=1.5), ValueError, "and that at most 1, got 0.0 and 1.5"),
+    (dict(guidance_start=0.5, guidance_end=0.5), ValueError, "`guidance_start` must be less than `guidance_end`, and"),
+    (dict(guidance_end=1.5), ValueError, "and that at most 1, got 0.0 and 1.5"),
+    (dict(guidance_rescale=1.5), ValueError, "`guidance_rescale` must be a finite number of 0 to 1, got 1.5"),
+    (dict(guidance_rescale=None), TypeError, "`guidance_rescale` must be a number, got None"),
+    (dict(subject_every=-1), ValueError, "`subject_every` must be at least 0, got -1"),
+    (dict(subject_every=2.0), TypeError, "`subject_every` must be a whole number, got 2.0"),
     (dict(strength=0.0), ValueError, r"`strength` must be in \(0, 1\], got 0.0"),
     (dict(strength=1.5), ValueError, r"`strength` must be in \(0, 1\], got 1.5"),
     (dict(strength=0.1), ValueError, "`strength` must leave at least one of 3 steps, got 0.1"),

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import logging
+import typing
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -322,7 +323,8 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def _row(cells: dict[str, str]) -> Row:
-    sampling = Sampling(**{name: _value(cells[name], kind) for name, kind in SAMPLING.items()})
+    known = SAMPLING.keys() & cells.keys()  # older rows know fewer
+    sampling = Sampling(**{name: _value(cells[name], SAMPLING[name]) for name in known})
     return Row(
         Setting(cells["system"], cells["learning"], sampling),
         cells["subject"],
@@ -341,7 +343,8 @@ def _value(text: str, kind: Any) -> Any:
         return kind(text)
     if not text:
         return None
-    return text == "True" if kind == bool | None else float(text)  # else float | None
+    kind = next(one for one in typing.get_args(kind) if one is not type(None))
+    return text == "True" if kind is bool else kind(text)
 
 
 def _number(value: float) -> str:

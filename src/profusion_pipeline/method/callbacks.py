@@ -7,7 +7,8 @@ import torch
 
 from . import prediction
 
-SCALES = ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale")  # that a callback may change
+# That a callback may change.
+SCALES = ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "guidance_rescale")
 
 
 class CallbackMixin:
@@ -74,6 +75,11 @@ class CallbackMixin:
     def fusion_guidance_scale(self) -> float:
         """ω_f of the running call, towards subject and text in the fusion stage."""
         return self._fusion_guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """φ of the running call, how far guided predictions get the deviation of ε_{S*,C}."""
+        return self._guidance_rescale
 
     @property
     def cross_attention_kwargs(self) -> dict | None:

@@ -20,7 +20,6 @@ ELSEWHERE = {
     "input_id_images": "`image` is the photo of the subject",
     "id_embeds": "`subject` takes what `encode_subject` made of a photo",
     "prompt_2": "there is one text encoder",
-    "guidance_rescale": "it isn't part of the method",
     "clip_skip": "PromptNet learnt its words for one layer of the text encoder",
     "timesteps": "the scheduler's own settings hold",
     "sigmas": "the scheduler's own settings hold",

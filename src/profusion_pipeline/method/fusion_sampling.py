@@ -44,6 +44,31 @@ def guide(
     return unconditional.index_add(0, owner, pull.to(unconditional.dtype))
 
 
+def rescale(guided: torch.Tensor, target: torch.Tensor, amount: float) -> torch.Tensor:
+    """ε ← (φ std(ε_{S*,C}) / std(ε) + 1 - φ) ε
+
+    Guidance makes predictions larger than any the model has learnt; this pulls their deviation back. As diffusers'
+    `guidance_rescale`.
+
+    Args:
+        guided: ε, the model output after guidance. [B, C, h, w]
+        target: What has the deviation that ε should have, ε_{S*,C}. [B, C, h, w]
+        amount: φ, in [0, 1]. At 1 ε gets the target's deviation, at 0 it keeps its own.
+
+    Returns:
+        ε of each picture, in its dtype. [B, C, h, w]
+
+    Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891), 3.4.
+
+    Example:
+        >>> guided, target = torch.tensor([[-4.0, 4.0], [-1.0, 1.0]]).view(2, 1, 2, 1, 1)
+        >>> rescale(guided, target, 0.5).flatten()
+        tensor([-2.5000,  2.5000])
+    """
+    own, wanted = (tensor.float().std(dim=(1, 2, 3), keepdim=True) for tensor in (guided, target))  # [B, 1, 1, 1]
+    return guided * (amount * wanted / own + (1 - amount)).to(guided.dtype)
+
+
 def predict_noise(
     model_output: torch.Tensor, latents: torch.Tensor, alpha_bar: float, prediction_type: str
 ) -> torch.Tensor:

@@ -4,6 +4,7 @@
     guidance_scale          ω_1      towards S* with C
     class_guidance_scale    ω_2      towards C
     fusion_guidance_scale   ω_f      towards γS* with C, in the fusion stage
+    guidance_rescale        φ        how far guided predictions get the deviation of ε_{S*,C}
     weights                 w_r      how much each reference counts
     subject_weights         ω_1 w_r, or ω_f w_r / Σw in the fusion stage
     owner                   -        the picture that a row belongs to
@@ -24,7 +25,7 @@ from . import checks
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """The scales of both stages, and the steps that have a fusion stage: one record for all who guide.
+    """The scales of both stages, the steps that have them, and how often S* is made: one record for all who guide.
 
     Args:
         guidance_scale: ω_1, towards the subject.
@@ -35,6 +36,10 @@ class Guidance:
         fusion_eta: η, how much noise a fusion step renews.
         fusion_start: Share of the steps after which the fusion stage begins.
         fusion_end: Share of the steps at which it ends.
+        guidance_start: Share of the steps after which the refinement stage guides.
+        guidance_end: Share of the steps at which it stops.
+        guidance_rescale: φ, how far guided predictions get the deviation of ε_{S*,C}.
+        subject_every: At every how many steps S* is made anew; 0 is at every prediction.
 
     Raises:
         TypeError: A field isn't a number.
@@ -55,16 +60,22 @@ class Guidance:
     fusion_eta: float
     fusion_start: float
     fusion_end: float
+    guidance_start: float
+    guidance_end: float
+    guidance_rescale: float
+    subject_every: int
 
     def __post_init__(self):
         for field in fields(self):
             check = checks.check_count if field.type is int else checks.check_number
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name), at_least=0))
-        if not self.fusion_start < self.fusion_end <= 1:
-            raise ValueError(
-                "`fusion_start` must be less than `fusion_end`, and that at most 1, got "
-                f"{self.fusion_start!r} and {self.fusion_end!r}."
-            )
+        checks.check_number("guidance_rescale", self.guidance_rescale, at_most=1)
+        for stage in ("fusion", "guidance"):
+            start, end = getattr(self, f"{stage}_start"), getattr(self, f"{stage}_end")
+            if not start < end <= 1:
+                raise ValueError(
+                    f"`{stage}_start` must be less than `{stage}_end`, and that at most 1, got {start!r} and {end!r}."
+                )
 
     @classmethod
     def from_call(cls, call: Callable, **given: Any) -> "Guidance":
@@ -96,8 +107,18 @@ class Guidance:
         """
         if not self.num_fusion_steps:
             return [False] * num_steps
-        shares = [(i / num_steps, (i + 1) / num_steps) for i in range(num_steps)]
-        return [start >= self.fusion_start and end <= self.fusion_end for start, end in shares]
+        return steps_between(self.fusion_start, self.fusion_end, num_steps)
+
+    def guided_steps(self, num_steps: int) -> list[bool]:
+        """Which steps guide in the refinement stage; in the others ε = ε_{S*,C}, one row for each reference.
+
+        Args:
+            num_steps: That the call makes.
+
+        Returns:
+            An entry for each step.
+        """
+        return steps_between(self.guidance_start, self.guidance_end, num_steps)
 
     def unet_rows(self, num_inference_steps: int) -> int:
         """Rows of the UNet that one picture of one reference takes, its cost on any machine.
@@ -108,9 +129,72 @@ class Guidance:
         Returns:
             Rows of all steps together.
         """
+        guided = sum(self.guided_steps(num_inference_steps))
         refinement = sum(rows_with_weight(self.class_guidance_scale, [self.guidance_scale]))
         fusion = self.num_fusion_steps * sum(rows_with_weight(0.0, [self.fusion_guidance_scale]))
-        return num_inference_steps * refinement + sum(self.fused_steps(num_inference_steps)) * fusion
+        rows = guided * refinement + (num_inference_steps - guided)
+        return rows + sum(self.fused_steps(num_inference_steps)) * fusion
+
+    def promptnet_calls(self, num_inference_steps: int) -> int:
+        """How often S* is made for one picture: calls of PromptNet, and of the text encoder for the prompt with S*.
+
+        Args:
+            num_inference_steps: As of `unet_rows`.
+
+        Returns:
+            Calls of all steps together.
+        """
+        calls, kept = 0, False
+        for i, fused in enumerate(self.fused_steps(num_inference_steps)):
+            fusion = self.num_fusion_steps if fused and self.fusion_guidance_scale > 0 else 0
+            predictions = fusion + (self.guidance_scale > 0)  # with S* in them
+            if not self.subject_every:
+                calls += predictions
+                continue
+            kept = kept and not self.renews_subject(i)
+            calls += predictions > 0 and not kept
+            kept = kept or predictions > 0
+        return calls
+
+    def text_sequences(self, num_inference_steps: int) -> int:
+        """Texts of the text encoder's length that it reads for one picture: ∅ and C once, the prompt with S* each time.
+
+        Args:
+            num_inference_steps: As of `unet_rows`.
+
+        Returns:
+            Texts of all steps together.
+        """
+        return 1 + (self.class_guidance_scale > 0) + self.promptnet_calls(num_inference_steps)
+
+    def renews_subject(self, step: int) -> bool:
+        """Whether the first prediction of a step makes S* anew, and those after it share it.
+
+        Args:
+            step: Its number, from 0 on.
+
+        Returns:
+            False where `subject_every` is 0: then every prediction does.
+        """
+        return self.subject_every > 0 and step % self.subject_every == 0
+
+
+def steps_between(start: float, end: float, num_steps: int) -> list[bool]:
+    """Which steps lie whole between two shares of them.
+
+    Args:
+        start: Share, 0 to 1.
+        end: Share, 0 to 1.
+        num_steps: Of all.
+
+    Returns:
+        An entry for each step.
+
+    Example:
+        >>> steps_between(0.3, 0.8, 4)
+        [False, False, True, False]
+    """
+    return [i / num_steps >= start and (i + 1) / num_steps <= end for i in range(num_steps)]
 
 
 def rows_with_weight(class_weight: float, subject_weights: Sequence[float]) -> tuple[bool, bool, bool]:
@@ -127,7 +211,8 @@ def rows_with_weight(class_weight: float, subject_weights: Sequence[float]) -> t
         >>> rows_with_weight(0.0, [1.0])
         (False, False, True)
     """
-    return math.fsum([class_weight, *subject_weights]) != 1, class_weight != 0, any(subject_weights)
+    total = math.fsum([class_weight, *subject_weights])
+    return not math.isclose(total, 1, rel_tol=1e-12), class_weight != 0, any(subject_weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +319,8 @@ class GuidanceRows:
         num_null: The number of rows with ∅: B, or 0 where the other weights sum to one.
         has_subject: Whether there are rows with S*.
         subject_scale: γ, by which the text states of S* are multiplied.
+        rescale: φ, how far the guided prediction gets the deviation of another.
+        target: Of what rows that one is a mixture, their weights; None where φ is 0. [rows without ∅]
         adapters: The adapter that computes each row; empty where no concept is used.
 
     Example:
@@ -249,6 +336,8 @@ class GuidanceRows:
     num_null: int
     has_subject: bool
     subject_scale: float
+    rescale: float = 0.0
+    target: torch.Tensor | None = None
     adapters: tuple[str, ...] = ()
 
     @classmethod
@@ -261,6 +350,8 @@ class GuidanceRows:
         subject_weights: list[float],
         *,
         subject_scale: float,
+        rescale: float = 0.0,
+        proportions: Sequence[float] = (),
     ) -> "GuidanceRows":
         """Choose the rows that the weights ask for.
 
@@ -271,6 +362,9 @@ class GuidanceRows:
             class_weight: ω_2, of C for every picture.
             subject_weights: The weight of S* from each reference; all of them are 0, or none. [K]
             subject_scale: γ.
+            rescale: φ. The deviation is that of ε_{S*,C}, mixed of all references of a picture as the fusion stage
+                mixes them; that of ε_C where S* has no weight. Nothing is rescaled where neither has one.
+            proportions: w_r / Σw of each reference, for `rescale`. [K]
 
         Returns:
             The rows.
@@ -290,6 +384,8 @@ class GuidanceRows:
         text_states = [null_states] * has_null + [class_states] * has_class
         owner = [pictures] * (has_null + has_class) + [reference_owner] * has_subject
         weights = [class_weight] * num_pictures * has_class + subject_weights * has_subject
+        target = [float(not has_subject)] * num_pictures * has_class + [*proportions] * has_subject
+        rescale = rescale if weights else 0.0
         return cls(
             text_states=torch.cat([null_states[:0], *text_states]),
             owner=torch.cat(owner),
@@ -297,4 +393,6 @@ class GuidanceRows:
             num_null=num_pictures * has_null,
             has_subject=has_subject,
             subject_scale=subject_scale,
+            rescale=rescale,
+            target=torch.tensor(target, dtype=torch.float32, device=device) if rescale else None,
         )

@@ -221,6 +221,10 @@ class ProFusionPipeline(
         fusion_eta: float = 1.0,
         fusion_start: float = 0.0,
         fusion_end: float = 1.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
+        subject_every: int = 0,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -272,6 +276,14 @@ class ProFusionPipeline(
             fusion_start: Share of the steps after which the fusion stage begins, 0 to 1.
             fusion_end: Share of the steps at which it ends, 0 to 1. Both as diffusers' `control_guidance_start` and
                 `control_guidance_end`.
+            guidance_start: Share of the steps after which the refinement stage guides, 0 to 1. Outside of both shares
+                it is ε_{S*,C} alone, one UNet row for each reference; ε_C where ω_1 is 0.
+            guidance_end: Share of the steps at which it stops, 0 to 1. The fusion stage has its own two.
+            guidance_rescale: φ, 0 to 1: how far ε of the refinement stage gets the standard deviation of ε_{S*,C},
+                which high scales lose, as diffusers has it. Several references are mixed by their proportions first.
+                Where ω_1 is 0, that of ε_C. 0 switches it off.
+            subject_every: S* is made anew at the first prediction of every so many steps, and shared by all others. 1
+                is once at each step, for both stages; 0, the authors' way, at every single prediction.
             num_images_per_prompt: Pictures for each prompt, 1 or more.
             eta: Noise of DDIM's own step, 0 to 1. Other schedulers don't read it.
             generator: Where random numbers come from; a list gives each picture its own.
@@ -322,6 +334,10 @@ class ProFusionPipeline(
             fusion_eta=fusion_eta,
             fusion_start=fusion_start,
             fusion_end=fusion_end,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            guidance_rescale=guidance_rescale,
+            subject_every=subject_every,
         )
         prompts = call_inputs.list_prompts(prompt)
         num_inference_steps = checks.check_count("num_inference_steps", num_inference_steps, at_least=1)
@@ -374,10 +390,10 @@ class ProFusionPipeline(
         num_words = 1 if self.promptnet is None else self.promptnet.num_subject_tokens(*grid)
         tokens = self._tokenize(prompts, texts, num_words, given)
 
-        # 5. Which timesteps, and which of them have a fusion stage
+        # 5. Which timesteps, which of them have a fusion stage, and which of them guide
         device = self._execution_device
         timesteps, begin = self._set_timesteps(num_inference_steps, strength)
-        plan = self._plan_fusion(guidance, begin)
+        plan, guided = self._plan_fusion(guidance, begin), guidance.guided_steps(len(timesteps))
 
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
         if images and (guidance.uses_subject or starts_from_image or may_change):
@@ -398,7 +414,8 @@ class ProFusionPipeline(
             cross_attention_kwargs=cross_attention_kwargs,
             lora_scale=lora_scale,
         )
-        fusion, refinement = self._plan_rows(state)
+        fusion, refinement, unguided = self._plan_rows(state)
+        subject = prediction.SharedSubject(guidance)
 
         # 7. Draw the initial latents
         latents = self._initial_latents(latents, shape, generator, state, begin, subjects if starts_from_image else [])
@@ -409,16 +426,19 @@ class ProFusionPipeline(
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 continue
+            subject.begin_step(i)
             for _ in range(guidance.num_fusion_steps if plan[i] else 0):
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
-                model_output = prediction.predict(state, fusion, self.scheduler.scale_model_input(latents, t), t)
+                model_input = self.scheduler.scale_model_input(latents, t)
+                model_output = prediction.predict(state, fusion, model_input, t, subject)
                 latents = self._fuse(latents, model_output, noise, *plan[i])
-            model_output = prediction.predict(state, refinement, self.scheduler.scale_model_input(latents, t), t)
+            rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
+            model_output = prediction.predict(state, rows, model_input, t, subject)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
             if callback_on_step_end is not None:
                 latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
-                fusion, refinement = self._plan_rows(state)
+                fusion, refinement, unguided = self._plan_rows(state)
 
         # 9. Decode
         if output_type == "latent":
@@ -436,8 +456,8 @@ class ProFusionPipeline(
             return images, has_nsfw_concept
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
 
-    def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, guidance_rows.GuidanceRows]:
-        """The rows of both stages, with the scales and the concepts of now."""
+    def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
+        """The rows of both stages, and those without guidance, with the scales and the concepts of now."""
         return tuple(
             replace(rows, adapters=self._adapters_of(state.concepts, rows.owner, len(rows.text_states)))
             for rows in prediction.plan_rows(state)

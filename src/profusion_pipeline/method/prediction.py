@@ -41,17 +41,61 @@ class CallState:
     lora_scale: float
 
 
-def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, guidance_rows.GuidanceRows]:
-    """The rows of the fusion stage, ε_∅ + ω_f (ε_{γS*,C} - ε_∅), and those of the refinement stage.
+class SharedSubject:
+    """S* of a running call, as long as several predictions share it: the text states that it was made into.
+
+    Args:
+        guidance: Says how often S* is made anew.
+
+    Example:
+        >>> shared = SharedSubject(state.guidance)  # doctest: +SKIP
+        >>> shared.begin_step(0)  # doctest: +SKIP
+    """
+
+    def __init__(self, guidance: guidance_rows.Guidance):
+        self._guidance = guidance
+        self._made: tuple[torch.Tensor, int] | None = None
+
+    def begin_step(self, step: int) -> None:
+        """Forget S* where it is to be made anew; where no prediction needed it so far, the first that does makes it.
+
+        Args:
+            step: Its number, from 0 on.
+        """
+        if self._guidance.renews_subject(step):
+            self._made = None
+
+    def text_states(
+        self, state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, int]:
+        """The text with S* in it, made from (x_t, t) if there is none to share.
+
+        Args:
+            state: Of the call.
+            rows: Of the prediction.
+            latents: x_t. [B, C, h, w]
+            t: The timestep.
+
+        Returns:
+            States for each reference [K, T, D], and L, how many of them are those of S*.
+        """
+        if self._made is None or not self._guidance.subject_every:
+            self._made = _subject_states(state, rows, latents, t)
+        return self._made
+
+
+def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
+    """The rows of the fusion stage, ε_∅ + ω_f (ε_{γS*,C} - ε_∅), of the refinement stage, and of one without guidance.
 
     Args:
         state: Of the call.
 
     Returns:
-        Rows of both stages; those of adapters are not told apart yet.
+        Rows of all three; those of adapters are not told apart yet. Without guidance they are of S* with C, of C where
+        S* has no weight, or of ∅.
 
     Example:
-        >>> fusion, refinement = plan_rows(state)  # doctest: +SKIP
+        >>> fusion, refinement, unguided = plan_rows(state)  # doctest: +SKIP
     """
     guidance, references = state.guidance, state.references
     shared = (state.null_states, state.class_states, references.owner)
@@ -66,11 +110,26 @@ def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, guidance_ro
         class_weight=guidance.class_guidance_scale,
         subject_weights=[guidance.guidance_scale * weight for weight in references.weights],
         subject_scale=1.0,
+        rescale=guidance.guidance_rescale,
+        proportions=references.proportions,
     )
-    return fusion, refinement
+    of_subject = guidance.guidance_scale > 0
+    unguided = guidance_rows.GuidanceRows.plan(
+        *shared,
+        class_weight=float(guidance.class_guidance_scale > 0 and not of_subject),
+        subject_weights=[of_subject * proportion for proportion in references.proportions],
+        subject_scale=1.0,
+    )
+    return fusion, refinement, unguided
 
 
-def predict(state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def predict(
+    state: CallState,
+    rows: guidance_rows.GuidanceRows,
+    latents: torch.Tensor,
+    t: torch.Tensor,
+    subject: SharedSubject,
+) -> torch.Tensor:
     """The guided model output at (x_t, t): one UNet call for all rows, after one PromptNet call for all S*.
 
     Args:
@@ -78,16 +137,18 @@ def predict(state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.T
         rows: Of one of its stages.
         latents: x_t, variance-preserving, as the UNet reads it. [B, C, h, w]
         t: The timestep.
+        subject: S* that predictions of the call share.
 
     Returns:
         Of the UNet's prediction type. [B, C, h, w]
 
     Example:
-        >>> model_output = predict(state, refinement, latents, t)  # doctest: +SKIP
+        >>> model_output = predict(state, refinement, latents, t, SharedSubject(state.guidance))  # doctest: +SKIP
     """
     text_states = rows.text_states
     if rows.has_subject:
-        text_states = torch.cat([text_states, _subject_states(state, rows, latents, t)])  # [rows, T, D]
+        states, num_words = subject.text_states(state, rows, latents, t)  # [K, T, D]
+        text_states = torch.cat([text_states, _subject_rows(state, rows, states, num_words)])  # [rows, T, D]
     unet = state.models["unet"]
     with adapters.computed_by(rows.adapters, compiled=state.compiled):
         output = unet(
@@ -99,13 +160,18 @@ def predict(state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.T
         )[0]  # [rows, C, h, w]
     # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
     null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
-    return fusion_sampling.guide(null, output[rows.num_null :], rows.weights, rows.owner[rows.num_null :])
+    conditional, owner = output[rows.num_null :], rows.owner[rows.num_null :]
+    guided = fusion_sampling.guide(null, conditional, rows.weights, owner)  # [B, C, h, w]
+    if not rows.rescale:
+        return guided
+    target = fusion_sampling.guide(torch.zeros_like(guided), conditional, rows.target, owner)  # [B, C, h, w]
+    return fusion_sampling.rescale(guided, target, rows.rescale)
 
 
 def _subject_states(
     state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor
-) -> torch.Tensor:
-    """The text with S* of now in it, for each reference. [K, T, D], or [K, n T, D] for a long prompt"""
+) -> tuple[torch.Tensor, int]:
+    """The text, or the piece of it, with S* of now in it, for each reference. [K, T, D], and L"""
     references, promptnet, text_encoder = state.references, state.models["promptnet"], state.models["text_encoder"]
     with adapters.computed_by(rows.adapters[len(rows.text_states) :], compiled=state.compiled):
         words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
@@ -115,5 +181,13 @@ def _subject_states(
         states = subject_prompt.encode_subject_prompts(
             text_encoder, references.input_ids, references.positions, words
         )  # [K, T, D]
-    states = subject_prompt.scale_subject_rows(states, references.positions, words.shape[1], rows.subject_scale)
+    return states, words.shape[1]
+
+
+def _subject_rows(
+    state: CallState, rows: guidance_rows.GuidanceRows, states: torch.Tensor, num_words: int
+) -> torch.Tensor:
+    """The states with S* as the UNet reads them: γ times S*. [K, T, D], or [K, n T, D] for a long prompt"""
+    references = state.references
+    states = subject_prompt.scale_subject_rows(states, references.positions, num_words, rows.subject_scale)
     return states if references.around is None else prompt_pieces.put_piece(references.around, references.piece, states)

@@ -17,8 +17,10 @@ def test_profusion_is_the_call_of_the_pipeline():
     """To the bit, with every setting of the sampling, before and after customising."""
     pipe = listening_pipeline()
     call = dict(guidance_scale=3.0, class_guidance_scale=2.0, fusion_guidance_scale=4.0, fusion_subject_scale=0.7)
-    sampling = Sampling(num_inference_steps=3, num_fusion_steps=2, guidance=0.5, fusion_eta=0.8, fusion_start=0.3)
-    expected = call | dict(num_inference_steps=3, num_fusion_steps=2, fusion_eta=0.8, fusion_start=0.3)
+    course = dict(subject_every=2, guidance_start=0.3, guidance_end=0.9, guidance_rescale=0.4)
+    fusion = dict(num_fusion_steps=2, fusion_eta=0.8, fusion_start=0.3)
+    sampling = Sampling(num_inference_steps=3, guidance=0.5, **fusion, **course)
+    expected = call | dict(num_inference_steps=3) | fusion | course
     expected |= dict(guidance_scale=1.5, fusion_guidance_scale=2.0)
     for customised in (False, True):
         learning = vars(QUICK) if customised else {}

@@ -49,7 +49,7 @@ BASE = "base"  # of what was learnt: the hash of the weights that it was learnt 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How pictures are drawn; what speaks of the fusion stage is read by ProFusion only.
+    """How pictures are drawn; what speaks of stages, of S* and of guidance's course is read by ProFusion only.
 
     Attributes:
         num_inference_steps: Denoising steps, 1 or more.
@@ -61,6 +61,10 @@ class Sampling:
         fusion_eta: η; the system's own if None.
         fusion_start: Share of the steps before the first with a fusion stage, 0 to 1.
         fusion_end: Share of the steps after which there is no fusion stage, 0 to 1.
+        guidance_start: Share of the steps before the first that guides; ProFusion's own if None, as all that follow.
+        guidance_end: Share of the steps after which there is no guidance.
+        guidance_rescale: φ, how far guided predictions get the deviation of those with S*.
+        subject_every: At every how many steps S* is made anew; 0 is at every prediction.
         base_guidance: Whether ∅ and C are left to the untouched base; the pipeline's own way if None.
 
     Raises:
@@ -80,6 +84,10 @@ class Sampling:
     fusion_eta: float | None = None
     fusion_start: float = 0.0
     fusion_end: float = 1.0
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    guidance_rescale: float | None = None
+    subject_every: int | None = None
     base_guidance: bool | None = None
 
     def __post_init__(self):
