@@ -18,6 +18,7 @@ ORDER = [
     {"training", "publishing"},
     {"customization", "demo"},
     {"evaluation", "notebook"},
+    {"generate"},
     {"app", "cli"},
     {"__init__", "__main__"},
 ]

@@ -51,6 +51,17 @@ def test_commands_exist(command):
             assert stop.code == 0
 
 
+@pytest.mark.skipif(not MODEL.is_file(), reason="the demo model is not there: `make train-demo` trains it")
+def test_lines_of_the_demo_model_run_as_they_stand(tmp_path, monkeypatch):
+    """Those that draw and that need nothing of the reader's, in their order, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for name, code in blocks("bash").items() if "README" in name for line in code.splitlines()]
+    lines = [line for line in lines if re.match("profusion generate (--model demo|--from) ", line)]
+    for line in lines:
+        assert cli.main([*shlex.split(line, comments=True)[1:], "--num-inference-steps", "2"]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == len(lines) == 2
+
+
 @pytest.mark.parametrize(("page", "target"), found(r"\]\((?!http|#)([^)#]+)"))
 def test_links_lead_somewhere(page, target):
     assert ((ROOT / page).parent / target).exists()

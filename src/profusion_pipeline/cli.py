@@ -11,7 +11,6 @@ import dataclasses
 import io
 import os
 import re
-import secrets
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,17 +18,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags, seed, whole_number
-from .common.launcher import check_launcher, launched_device, launched_precision, local_rank
-from .common.settings import check_words
+from .common.launcher import check_launcher, chosen_place, launched_precision
 from .customization.config import AUTO, CustomizeConfig
 from .evaluation.config import EvaluationConfig
+from .generate import call_flags, draw
 from .training.config import TrainingConfig
 
 PACKAGE = Path(__file__).parent
 Config = TypeVar("Config", TrainingConfig, CustomizeConfig, EvaluationConfig)
-
-# Parameters of the call that say in which form Python gets the answer, or that a command of its own stands for.
-NOT_FLAGS = {"image", "concept", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,42 +93,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    if (args.image is None) == (args.concept is None):
-        args.refuse("one of --image and --concept must say who S* is")
-    if args.concept and len(args.concept) not in (1, len(args.prompt)):
-        args.refuse(f"--concept must be given once or for each of {len(args.prompt)} prompts, got {len(args.concept)}")
-
-    from .common.picture_files import output_paths, write_pictures
-
-    flags = {flag.name: flag for flag in call_flags()}
-    given = given_flags(args, flags.values())
-    for name in ("prompt", "class_noun", "class_prompt", "negative_prompt"):
-        check_words(name, "".join(given.get(name, "")))
-    images_per_prompt = given.get("num_images_per_prompt", flags["num_images_per_prompt"].default)
-    paths = output_paths(args.out, len(args.prompt) * images_per_prompt, force=args.force)
-
-    import torch
-
-    from .method.reference_images import load_reference_image
-
-    references = [load_reference_image(file, name="--image") for file in args.image or ()]
-    pipe = _load_pipeline(args.model, args.device, args.dtype)
-    first = secrets.randbelow(2**32) if args.seed is None else args.seed
-    # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
-    generators = [torch.Generator().manual_seed(first + i) for i in range(len(paths))]
-    if args.concept:
-        names = {source: f"concept-{number}" for number, source in enumerate(dict.fromkeys(args.concept), start=1)}
-        for source, name in names.items():
-            pipe.load_concept(source, name=name)
-        of_prompt = [names[source] for source in args.concept]
-        given["concept"] = of_prompt[0] if len(of_prompt) == 1 else of_prompt
-    else:
-        size_and_weights = (given.pop(name, None) for name in ("image_weights", "height", "width"))
-        given["subject"] = pipe.encode_subject(references, *size_and_weights)
-    images = pipe(generator=generators, **given).images
-    write_pictures(images, paths, replace=args.force)
-    print(f"seed {first}", file=sys.stderr)
-    print(*paths, sep="\n")
+    draw(args)
 
 
 def _customize(args: argparse.Namespace) -> None:
@@ -143,15 +104,18 @@ def _customize(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
 
     from .common.files import check_folder, whole_folder, write_or_keep
+    from .common.open_pipeline import load_pipeline
 
     check_folder(out, "--out")
 
     from .customization.customize import customize
-    from .method.reference_images import load_picture, load_reference_image
+    from .demo import load_photo
+    from .method.reference_images import load_picture
 
-    photos = [load_reference_image(file, name="--image") for file in args.image]
+    photos = [load_photo(file, name="--image") for file in args.image]
     masks = args.mask and [load_picture(file, name="--mask") for file in args.mask]  # with what is transparent
-    concept = customize(_load_pipeline(args.model, args.device, args.dtype), photos, config, mask=masks)
+    pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype))
+    concept = customize(pipe, photos, config, mask=masks)
 
     def write(folder: Path) -> None:
         if args.force:
@@ -172,7 +136,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from .evaluation.study import evaluate_folder
 
-    for line in evaluate_folder(config, **_place(args.device, args.dtype)):
+    for line in evaluate_folder(config, **chosen_place(args.device, args.dtype)):
         print(line, flush=True)
 
 
@@ -233,17 +197,6 @@ def config_of(args: argparse.Namespace, kind: type[Config]) -> Config:
         args.refuse(str(error))
 
 
-def call_flags() -> list[Flag]:
-    """What `profusion generate` passes on to `ProFusionPipeline.__call__`.
-
-    Example:
-        >>> [flag.default for flag in call_flags() if flag.name == "num_inference_steps"]
-        [50]
-    """
-    flags = flags_of_function(PACKAGE / "method" / "pipeline_profusion.py", "ProFusionPipeline.__call__")
-    return [flag for flag in flags if flag.name not in NOT_FLAGS]
-
-
 def publishing_flags(function: str) -> list[Flag]:
     """What `profusion export` and `profusion push` pass on to the functions of `publishing/export.py`.
 
@@ -280,27 +233,6 @@ def _sentence(error: Exception) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def _load_pipeline(model: str, device: str | None, dtype: str | None):
-    from .common.open_pipeline import load_pipeline
-
-    return load_pipeline(model, **_place(device, dtype))
-
-
-def _place(device: str | None, dtype: str | None) -> dict:
-    import torch
-
-    device = launched_device(device)
-    if device is None and torch.cuda.is_available():
-        device = f"cuda:{local_rank() % torch.cuda.device_count()}"
-    device = device or "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise ValueError(f"--device must be one of this machine, such as cpu or cuda:1, got {device!r}.") from error
-    usual = "float16" if device.startswith("cuda") else "float32"
-    return {"dtype": getattr(torch, dtype or usual), "device": device}
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands.
 
@@ -322,12 +254,16 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(
         commands,
         _generate,
-        "--model M (--image FILE | --concept FOLDER) --prompt TEXT [options]",
+        "(--model M (--image FILE | --concept FOLDER) --prompt TEXT | --from PICTURE) [options]",
         "Pictures of the person on the reference photo(s), or of a concept.",
     )
-    command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
+    command.add_argument("--model", default=None, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
     command.add_argument(
-        "--image", default=None, nargs="+", metavar="FILE", help="Reference photo; several show the same person."
+        "--image",
+        default=None,
+        nargs="+",
+        metavar="FILE",
+        help='Reference photo; several show the same person. "demo" is a bundled portrait, demo:2 the second of them.',
     )
     command.add_argument(
         "--concept",
@@ -336,8 +272,31 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="In place of --image: what `profusion customize` made, a folder or Hub id; one, or one for each prompt.",
     )
-    add_flags(command, call_flags(), required={"prompt"})
+    command.add_argument(
+        "--from",
+        dest="again",
+        default=None,
+        metavar="PICTURE",
+        help="A picture of `profusion generate`, to be drawn again as it says of itself; flags that are given win.",
+    )
+    command.add_argument(
+        "--prompts", default=None, metavar="FILE", help="In place of --prompt: a text file with a prompt in each line."
+    )
+    add_flags(command, call_flags())
     command.add_argument("--out", default="profusion.png", help="The picture; several are numbered (profusion.png).")
+    command.add_argument(
+        "--metadata",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Whether PNG, JPEG, WebP and AVIF say how they were made: prompt, seed, settings, hashes of photo and "
+        "weights; no path and no name (default: they do).",
+    )
+    command.add_argument(
+        "--mark-ai",
+        action="store_true",
+        default=False,
+        help="Say in the picture's file, in the IPTC's words for platforms and agencies, that a model drew it.",
+    )
     _add_place(command)
     command.add_argument(
         "--seed", type=seed, default=None, help="Seed of the first picture, +1 for each further one (default: drawn)."
@@ -352,7 +311,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--model", required=True, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
     command.add_argument(
-        "--image", required=True, metavar="FILE", nargs="+", help="The photo, or several of one person."
+        "--image",
+        required=True,
+        metavar="FILE",
+        nargs="+",
+        help='The photo, or several of one person; "demo" is a bundled portrait.',
     )
     command.add_argument(
         "--mask",

@@ -5,7 +5,7 @@ what a command can't do. Only the standard library is imported here.
 """
 
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -172,3 +172,34 @@ def _count(variable: str, default: Value, *, minimum: int = 1) -> int | Value:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def chosen_place(device: str | None, dtype: str | None) -> dict[str, Any]:
+    """Where a command computes and in which dtype: what was typed, else what suits the machine.
+
+    Args:
+        device: Such as "cpu" or "cuda:1"; None for CUDA where there is one, of a launcher's processes each its own.
+        dtype: "float32", "float16" or "bfloat16"; None for float16 on CUDA and float32 elsewhere.
+
+    Returns:
+        `dtype` and `device`, as `load_pipeline` takes them.
+
+    Raises:
+        ValueError: The machine has no such device.
+
+    Example:
+        >>> chosen_place("cpu", "bfloat16")
+        {'dtype': torch.bfloat16, 'device': 'cpu'}
+    """
+    import torch
+
+    device = launched_device(device)
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{local_rank() % torch.cuda.device_count()}"
+    device = device or "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"--device must be one of this machine, such as cpu or cuda:1, got {device!r}.") from error
+    usual = "float16" if device.startswith("cuda") else "float32"
+    return {"dtype": getattr(torch, dtype or usual), "device": device}

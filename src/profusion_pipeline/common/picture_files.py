@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -56,13 +57,22 @@ def _holds_colour(suffix: str) -> bool:
     return True
 
 
-def write_pictures(pictures: Sequence[Image.Image], paths: Sequence[Path], *, replace: bool = True) -> None:
+def write_pictures(
+    pictures: Sequence[Image.Image],
+    paths: Sequence[Path],
+    *,
+    replace: bool = True,
+    records: Sequence[dict[str, Any]] = (),
+    mark: bool = False,
+) -> None:
     """Write each picture under a temporary name and move all of them into place once the last is whole.
 
     Args:
         pictures: What to write.
         paths: As many files, in one folder that exists; the extensions say the formats.
         replace: Whether files that are there are replaced.
+        records: What each file says of how its picture was made, as `made_with.record_of` gives it; nothing if empty.
+        mark: Whether each says that a model drew it, as `made_with.save_options` has it.
 
     Raises:
         OSError: They could not be written, or one is there and `replace` is False; the sentence says where the
@@ -76,9 +86,11 @@ def write_pictures(pictures: Sequence[Image.Image], paths: Sequence[Path], *, re
         ['black.png']
     """
 
+    from .made_with import save_options  # needs torch, which a wrong name for the files is told without
+
     def write(folder: Path) -> None:
         with whole_files([folder / path.name for path in paths], replace=replace) as new:
-            for picture, path in zip(pictures, new, strict=True):
-                picture.save(path)
+            for picture, path, record in zip(pictures, new, records or [None] * len(new), strict=True):
+                picture.save(path, **save_options(path.suffix, record, mark=mark))
 
     write_or_keep(write, paths[0].parent)

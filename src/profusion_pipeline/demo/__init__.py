@@ -1,5 +1,6 @@
 """The bundled demo model, 64-pixel avatars that this project trained from nothing, and portraits to try it on."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 
 from ..common.open_pipeline import DEMO, DEMO_FOLDER, load_pipeline, pipeline_source
 from ..customization.customize import ProFusionPipeline
-from ..method.reference_images import load_reference_image
+from ..method.reference_images import Reference, load_reference_image
 
 FOLDER = Path(__file__).parent
 
@@ -62,3 +63,30 @@ def demo_portraits() -> list[Image.Image]:
         (64, 64)
     """
     return [load_reference_image(path) for path in sorted((FOLDER / "portraits").glob("*.png"))]
+
+
+def load_photo(source: Reference, name: str = "image") -> Image.Image:
+    """A photo from wherever it is, or a bundled portrait by its word.
+
+    Args:
+        source: As `load_reference_image` takes it; or "demo" for the first bundled portrait, "demo:2" for the second.
+        name: What errors call it.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        TypeError: As of `load_reference_image`.
+        ValueError: As of `load_reference_image`, or there is no portrait of that number.
+
+    Example:
+        >>> load_photo("demo:3").size
+        (64, 64)
+    """
+    word = re.fullmatch(rf"{DEMO}(?::(\d{{1,9}}))?", source) if isinstance(source, str) else None
+    if word is None:
+        return load_reference_image(source, name)
+    portraits, number = demo_portraits(), int(word[1] or 1)
+    if not 1 <= number <= len(portraits):
+        raise ValueError(f"`{name}` must be one of the portraits demo:1 to demo:{len(portraits)}, got {source!r}.")
+    return portraits[number - 1]

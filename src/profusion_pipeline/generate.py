@@ -1,0 +1,268 @@
+"""What `profusion generate` draws: pictures of what its flags say, or once more what a picture says of itself.
+
+Models, torch and Pillow are imported inside the functions that need them, so that `--help` is instant.
+"""
+
+import argparse
+import dataclasses
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from .common.flags import Flag, flags_of_function, given_flags
+from .common.launcher import chosen_place
+from .common.settings import check_words
+
+CALL = Path(__file__).parent / "method" / "pipeline_profusion.py"
+
+# Parameters of the call that say in which form Python gets the answer, or that have a flag of another form.
+NOT_FLAGS = {"image", "concept", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
+OF_PROMPT = ("class_noun", "class_prompt", "negative_prompt")  # given once, or for each prompt
+OF_REFERENCES = ("image_weights", "height", "width")  # what a subject is encoded with
+
+
+def call_flags() -> list[Flag]:
+    """What `profusion generate` passes on to `ProFusionPipeline.__call__`.
+
+    Example:
+        >>> [flag.default for flag in call_flags() if flag.name == "num_inference_steps"]
+        [50]
+    """
+    flags = [flag for flag in flags_of_function(CALL, "ProFusionPipeline.__call__") if flag.name not in NOT_FLAGS]
+    # A file or a picture may give the prompt, so it needn't be typed.
+    return [dataclasses.replace(flag, default=None) if flag.name == "prompt" else flag for flag in flags]
+
+
+@dataclasses.dataclass
+class Work:
+    """One call and what becomes of it.
+
+    Args:
+        model: Folder, Hub id or "demo".
+        prompts: One for each prompt of the call.
+        settings: The call's others, as they were given.
+        seed: Of the first picture.
+        images: Where the photos lie.
+        concepts: Where the concepts lie, one or one for each prompt.
+        device: None for the usual one.
+        dtype: None for the usual one.
+        only: The number of the one picture that is wanted of the call's; None for all.
+        old: The record of a picture that this one shall be like.
+
+    Example:
+        >>> Work("demo", ["S* at sea"], {"num_images_per_prompt": 3}, seed=7, images=["demo"]).seeds
+        [7, 8, 9]
+    """
+
+    model: str
+    prompts: list[str]
+    settings: dict[str, Any]
+    seed: int
+    images: list[str] = dataclasses.field(default_factory=list)
+    concepts: list[str] = dataclasses.field(default_factory=list)
+    device: str | None = None
+    dtype: str | None = None
+    only: int | None = None
+    old: dict[str, Any] | None = None
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each picture of the call. Of company that is drawn only for the shape of the batch, the wanted one's."""
+        count = len(self.prompts) * self.settings.get("num_images_per_prompt", 1)
+        return [self.seed + (0 if self.only is not None else i) for i in range(count)]
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Do what the words of `profusion generate` say.
+
+    Args:
+        args: What the parser made of them.
+
+    Raises:
+        SystemExit: 2, if words are missing or contradict each other.
+        Exception: What the pipeline, the pictures and the files say.
+
+    Example:
+        >>> from profusion_pipeline.cli import build_parser
+        >>> words = "generate --model demo --image demo --num-inference-steps 2 --out me.png --prompt"
+        >>> draw(build_parser().parse_args([*words.split(), "a pencil sketch of S*"]))
+        me.png
+    """
+    from .common.picture_files import output_paths, write_pictures
+
+    work = _work_again(args) if args.again else _work(args)
+    for name in OF_PROMPT:
+        check_words(name, "".join(work.settings.get(name) or ""))
+    check_words("prompt", "".join(work.prompts))
+    paths = output_paths(args.out, 1 if work.only is not None else len(work.seeds), force=args.force)
+
+    pictures, records = _draw(work)
+    if work.old is not None:
+        _say_differences(work.old, records[0])
+    write_pictures(pictures, paths, replace=args.force, records=records if args.metadata else (), mark=args.mark_ai)
+    print(f"seed {work.seed}", file=sys.stderr)
+    print(*paths, sep="\n")
+
+
+def _work(args: argparse.Namespace) -> Work:
+    """What the flags alone say."""
+    _refuse_one_without_the_other(args)
+    if args.model is None:
+        args.refuse("the following arguments are required: --model")
+    prompts = _prompts(args)
+    if not prompts:
+        args.refuse("the following arguments are required: --prompt (or --prompts)")
+    settings = given_flags(args, [flag for flag in call_flags() if flag.name != "prompt"])
+    work = Work(
+        model=args.model,
+        prompts=prompts,
+        settings=settings,
+        seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
+        images=args.image or [],
+        concepts=args.concept or [],
+        device=args.device,
+        dtype=args.dtype,
+    )
+    _check_concepts(args, work)
+    return work
+
+
+def _work_again(args: argparse.Namespace) -> Work:
+    """What a picture says of itself, and over it the flags."""
+    from .common.made_with import BATCH, LOCAL, read_record
+
+    if args.image and args.concept:
+        _refuse_one_without_the_other(args)
+    old = read_record(args.again, name="--from")
+    flags = [flag for flag in call_flags() if flag.name != "prompt"]
+    typed = given_flags(args, flags)
+    known = {flag.name for flag in flags}
+    settings = {name: value for name, value in old["settings"].items() if name in known and value is not None} | typed
+
+    images, concepts, model = args.image or [], args.concept or [], args.model or old["model"].get("source")
+    if not (images or concepts):
+        images = [each.get("source") for each in old.get("references", [])]
+        concepts = [old["concept"].get("source")] if "concept" in old else []
+    sources = {"--image": images, "--concept": concepts, "--model": [model]}
+    for flag, places in sources.items():
+        if any(place == LOCAL or not isinstance(place, str) for place in places):
+            args.refuse(f"{flag} must be given, because a picture doesn't say where what it was made with lies")
+    if not (images or concepts):
+        _refuse_one_without_the_other(args)
+
+    prompts, only = _prompts(args), None
+    device = args.device or ("cpu" if old["model"].get("device") == "cpu" else None)
+    if not prompts and args.seed is None and "num_images_per_prompt" not in typed:
+        # As many at once as then, on which its last bits depend; the others' prompts are not known, and not needed.
+        count, pictures, only = (old["batch"].get(name, first) for name, first in zip(BATCH, (1, 1, 0), strict=True))
+        prompts, settings["num_images_per_prompt"] = [old["prompt"]] * count, pictures
+    elif "num_images_per_prompt" not in typed:
+        settings.pop("num_images_per_prompt", None)
+    work = Work(
+        model=model,
+        prompts=prompts or [old["prompt"]],
+        settings=settings,
+        seed=old["seed"] if args.seed is None else args.seed,
+        images=images,
+        concepts=concepts,
+        device=device,
+        dtype=args.dtype or _dtype_of(old),
+        only=only,
+        old=old,
+    )
+    _check_concepts(args, work)
+    return work
+
+
+def _dtype_of(record: dict[str, Any]) -> str | None:
+    dtype = record["model"].get("dtype")
+    return dtype if dtype in ("float32", "float16", "bfloat16") else None
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    typed = getattr(args, "prompt", None) or []
+    if args.prompts is None:
+        return typed
+    if typed:
+        args.refuse("one of --prompt and --prompts must say what to draw")
+
+    from .common.text_files import read_lines
+
+    try:
+        prompts = [line.strip() for line in read_lines(args.prompts) if line.strip()]
+    except OSError as error:
+        raise OSError(f"--prompts must be a file that can be read ({error.strerror}), got {args.prompts!r}.") from error
+    if not prompts:
+        raise ValueError(f"--prompts must be a file with a prompt in each line, {args.prompts!r} has none.")
+    return prompts
+
+
+def _refuse_one_without_the_other(args: argparse.Namespace) -> None:
+    if (args.image is None) == (args.concept is None):
+        args.refuse("one of --image and --concept must say who S* is")
+
+
+def _check_concepts(args: argparse.Namespace, work: Work) -> None:
+    if work.concepts and len(work.concepts) not in (1, len(work.prompts)):
+        args.refuse(f"--concept must be given once or for each of {len(work.prompts)} prompts, got {len(args.concept)}")
+
+
+def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
+    """The pictures that are wanted, and the record of each."""
+    import torch
+
+    from .common.open_pipeline import load_pipeline
+    from .demo import load_photo
+
+    photos = [(source, load_photo(source, name="--image")) for source in work.images]
+    pipe = load_pipeline(work.model, **chosen_place(work.device, work.dtype))
+    # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
+    generators = [torch.Generator().manual_seed(seed) for seed in work.seeds]
+    settings = dict(work.settings)
+    if work.concepts:
+        names = {source: f"concept-{number}" for number, source in enumerate(dict.fromkeys(work.concepts), start=1)}
+        for source, name in names.items():
+            pipe.load_concept(source, name=name)
+        of_prompt = [names[source] for source in work.concepts]
+        settings["concept"] = of_prompt[0] if len(of_prompt) == 1 else of_prompt
+    else:
+        encoding = (settings.pop(name, None) for name in OF_REFERENCES)
+        settings["subject"] = pipe.encode_subject([photo for _, photo in photos], *encoding)
+    prompt = work.prompts[0] if len(work.prompts) == 1 else work.prompts
+    pictures = pipe(prompt, generator=generators, **settings).images
+    wanted = range(len(pictures)) if work.only is None else [work.only]
+    return [pictures[i] for i in wanted], [_record(pipe, work, photos, i) for i in wanted]
+
+
+def _record(pipe, work: Work, photos: list, number: int) -> dict[str, Any]:
+    from .common.made_with import record_of
+
+    per_prompt = work.settings.get("num_images_per_prompt", 1)
+    of_prompt = number // per_prompt
+    settings = dict(work.settings)
+    for name in OF_PROMPT:
+        if isinstance(settings.get(name), list):
+            settings[name] = settings[name][of_prompt]
+    concept = None
+    if work.concepts:
+        source = work.concepts[of_prompt if len(work.concepts) > 1 else 0]
+        concept = (source, pipe.concepts[f"concept-{list(dict.fromkeys(work.concepts)).index(source) + 1}"].concept)
+    return record_of(
+        pipe,
+        model=work.model,
+        prompt=work.prompts[of_prompt],
+        seed=work.seeds[number],
+        settings=settings,
+        references=photos,
+        concept=concept,
+        batch=(len(work.prompts), per_prompt, number),
+    )
+
+
+def _say_differences(old: dict[str, Any], new: dict[str, Any]) -> None:
+    from .common.made_with import differences
+
+    said = differences(old, new)
+    if said:
+        print(f"The picture may come out otherwise: {', '.join(said)}.", file=sys.stderr)

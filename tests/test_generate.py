@@ -1,0 +1,159 @@
+"""`profusion generate` draws again what a picture says of itself; prompts from a file; the bundled portraits."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from concepts import learn
+from profusion_pipeline import ProFusionPipeline, demo_portraits
+from profusion_pipeline.cli import main
+from profusion_pipeline.common.made_with import read_record
+from tiny import make_components
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    ProFusionPipeline(**make_components()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def generate(model, tmp_path, monkeypatch, capsys):
+    """Run `profusion generate` in an empty folder with two steps; what is said on stderr, or the error's sentence."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, again=None):
+        needed = ["--from", again] if again else ["--model", model, "--image", "demo", "--num-inference-steps", 2]
+        code = main([str(word) for word in ["generate", *needed, *words]])
+        said = capsys.readouterr().err
+        assert code == 0, said
+        return said
+
+    return run
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+# Drawn again
+
+
+def test_each_picture_of_a_run_is_drawn_again_to_the_bit(generate, model):
+    words = ["--prompt", "a photo of S*", "S* on the beach", "--num-images-per-prompt", 2, "--guidance-scale", 3]
+    generate(*words, "--negative-prompt", "blue", "red", "--seed", 5, "--out", "a.png")
+    for number, (prompt, negative) in enumerate(zip("PPBB", "bbrr", strict=True), start=1):
+        said = generate("--model", model, "--out", f"again-{number}.png", again=f"a-{number}.png")
+        assert said.endswith(f"seed {5 + number - 1}\n") and "otherwise" not in said
+        assert np.array_equal(pixels(f"a-{number}.png"), pixels(f"again-{number}.png"))
+        record = read_record(f"again-{number}.png")
+        assert record == read_record(f"a-{number}.png")
+        assert record["prompt"] == {"P": "a photo of S*", "B": "S* on the beach"}[prompt]
+        assert record["settings"]["negative_prompt"] == {"b": "blue", "r": "red"}[negative]
+
+
+def test_a_moved_picture_is_drawn_again_from_any_format(generate, model):
+    for suffix in ("jpg", "webp"):
+        generate("--prompt", "S*", "--out", f"a.{suffix}", "--dtype", "bfloat16")
+        shutil.move(f"a.{suffix}", "moved")
+        generate("--model", model, "--out", f"b.{suffix}", again="moved")
+        assert np.array_equal(pixels("moved"), pixels(f"b.{suffix}"))
+        assert read_record(f"b.{suffix}")["model"]["dtype"] == "bfloat16"
+
+
+def test_flags_win_over_the_picture(generate, model):
+    generate("--prompt", "S*", "--seed", 5, "--out", "a.png")
+    changes = ["--prompt", "a photo of S*", "S* in red", "--seed", 9, "--guidance-scale", 2]
+    generate("--model", model, *changes, "--out", "b.png", again="a.png")
+    generate(*changes, "--out", "c.png")
+    for number in (1, 2):
+        assert np.array_equal(pixels(f"b-{number}.png"), pixels(f"c-{number}.png"))
+    generate("--model", model, "--num-images-per-prompt", 2, "--out", "d.png", again="a.png")
+    assert read_record("d-2.png")["seed"] == 6
+
+
+def test_what_is_not_the_same_is_said(generate, model):
+    generate("--prompt", "S*", "--out", "a.png")
+    said = generate("--model", model, "--image", "demo:2", "--out", "b.png", again="a.png")
+    assert "The picture may come out otherwise: another photo.\n" in said
+
+
+def test_a_picture_by_a_concept(model, generate, capsys):
+    learn()["ada"].save_pretrained("ada")
+    words = ["--prompt", "S*", "--num-inference-steps", 2, "--out", "a.png"]
+    assert main([str(word) for word in ["generate", "--model", model, "--concept", "ada", *words]]) == 0
+    generate("--model", model, "--concept", "ada", "--out", "b.png", again="a.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert read_record("a.png")["concept"]["source"] == "local"
+
+
+def test_without_metadata(generate, model):
+    generate("--prompt", "S*", "--no-metadata", "--mark-ai", "--out", "a.png")
+    with Image.open("a.png") as picture:
+        picture.load()
+        assert list(picture.info) == ["XML:com.adobe.xmp"] or "xmp" in picture.info
+    with pytest.raises(AssertionError, match="`--from` must be a picture that says how it was made"):
+        generate("--model", model, again="a.png")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "--model must be given, because a picture doesn't say where"),
+        (["--image", "f", "--concept", "c"], "one of --image and --concept must say who S[*] is"),
+        (["--concept", "a", "b"], "--concept must be given once or for each of 1 prompts, got 2"),
+    ],
+)
+def test_what_a_picture_does_not_say_must_be_given(generate, words, message, model, capsys):
+    generate("--prompt", "S*", "--out", "a.png")
+    place = ["--model", model] if words else []
+    with pytest.raises(SystemExit):
+        generate(*place, *words, again="a.png")
+    assert message.replace("[*]", "*") in capsys.readouterr().err
+
+
+# Prompts from a file
+
+
+def test_prompts_from_a_file(generate):
+    with open("prompts.txt", "wb") as file:
+        file.write("S* in blue\r\n\r\n  S* in red \r\n".encode("utf-16"))
+    generate("--prompts", "prompts.txt", "--seed", 3, "--out", "a.png")
+    assert [read_record(f"a-{number}.png")["prompt"] for number in (1, 2)] == ["S* in blue", "S* in red"]
+
+
+def test_files_of_prompts_that_have_none(generate, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    for name, message in (("empty.txt", "'empty.txt' has none"), ("nowhere.txt", "--prompts must be a file that can")):
+        with pytest.raises(AssertionError, match=message):
+            generate("--prompts", name)
+
+
+def test_prompts_twice_or_never(generate, capsys):
+    for words, message in (
+        (["--prompt", "S*", "--prompts", "f"], "one of --prompt and --prompts must say what to draw"),
+        ([], "the following arguments are required: --prompt"),
+    ):
+        with pytest.raises(SystemExit):
+            generate(*words)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["generate", "--image", "demo", "--prompt", "S*"])
+    assert "the following arguments are required: --model" in capsys.readouterr().err
+
+
+# The bundled portraits
+
+
+def test_the_bundled_portraits(generate, model, pipe):
+    generate("--prompt", "S*", "--seed", 5, "--out", "a.png")
+    demo_portraits()[0].save("ada.png")
+    generate("--image", "ada.png", "--prompt", "S*", "--seed", 5, "--out", "b.png")
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    assert read_record("a.png")["references"][0]["source"] == "demo"
+    with pytest.raises(AssertionError, match="`--image` must be one of the portraits demo:1 to demo:4, got 'demo:5'"):
+        generate("--image", "demo:5", "--prompt", "S*")
