@@ -73,6 +73,7 @@ def count_work(pipe):
         return hook
 
     pipe.unet.register_forward_pre_hook(count("unet_calls", "unet_rows"), with_kwargs=True)
-    pipe.promptnet.register_forward_pre_hook(count("promptnet_calls", "promptnet_rows"), with_kwargs=True)
+    if pipe.promptnet is not None:
+        pipe.promptnet.register_forward_pre_hook(count("promptnet_calls", "promptnet_rows"), with_kwargs=True)
     pipe.text_encoder.register_forward_pre_hook(count(None, "text_sequences"), with_kwargs=True)
     return counts

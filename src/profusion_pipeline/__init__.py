@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .demo import demo_portraits as demo_portraits
     from .demo import load_demo_pipeline as load_demo_pipeline
     from .method.concept_file import Concept as Concept
+    from .method.learnt_subject import LearntSubject as LearntSubject
     from .method.modeling_promptnet import PromptNet as PromptNet
     from .method.subject_embedding import SubjectEmbedding as SubjectEmbedding
     from .publishing.convert import convert_checkpoint as convert_checkpoint
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ProFusionPipeline": "customization.customize",  # the class of `method`, given its `customize`
     "SubjectEmbedding": "method.subject_embedding",
+    "LearntSubject": "method.learnt_subject",
     "Concept": "method.concept_file",
     "PromptNet": "method.modeling_promptnet",
     "TrainingConfig": "training.config",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from . import checks, framing, quoting
+from . import checks, framing, learnt_subject, quoting
 
 MAX_PIXELS = 4096 * 4096  # of a picture to be made; more is a slip of the keys
 
@@ -121,6 +121,28 @@ def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, cl
     return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]
 
 
+def class_nouns(subjects: Sequence[Any], class_noun: Any) -> Any:
+    """The class noun of each prompt: a learnt subject brings its own.
+
+    Args:
+        subjects: Of each prompt; or nothing.
+        class_noun: As of the call.
+
+    Returns:
+        `class_noun` where no subject is learnt, else a list.
+
+    Example:
+        >>> class_nouns([learnt_subject.LearntSubject("sks dog", class_noun="dog")], "person")
+        ['dog']
+    """
+    if not any(map(learnt_subject.is_learnt, subjects)):
+        return class_noun
+    given = list_per_prompt("class_noun", class_noun, len(subjects))
+    return [
+        one.class_noun if learnt_subject.is_learnt(one) else noun for one, noun in zip(subjects, given, strict=True)
+    ]
+
+
 def list_weights(image_weights: Any, num_images: int) -> list:
     """The weights of each subject's references.
 
@@ -144,10 +166,10 @@ def list_weights(image_weights: Any, num_images: int) -> list:
 
 
 def list_subjects(subject: Any, num_prompts: int, promptnet: Any) -> list:
-    """The encoded subject of each prompt.
+    """The subject of each prompt, encoded or learnt.
 
     Args:
-        subject: A SubjectEmbedding for all prompts, or a list with one for each.
+        subject: A SubjectEmbedding or LearntSubject for all prompts, or a list with one for each.
         num_prompts: How many there must be.
         promptnet: That will read them, or None.
 
@@ -167,8 +189,10 @@ def list_subjects(subject: Any, num_prompts: int, promptnet: Any) -> list:
     subjects = list_per_prompt("subject", subject, num_prompts)
     for number, one in enumerate(subjects):
         name = f"subject[{number}]" if isinstance(subject, list) else "subject"
+        if learnt_subject.is_learnt(one):
+            continue
         if not all(hasattr(one, part) for part in ("latents", "image_states", "weights")):
-            raise TypeError(f"`{name}` must be a SubjectEmbedding, got {type(one).__name__}.")
+            raise TypeError(f"`{name}` must be a SubjectEmbedding or a LearntSubject, got {type(one).__name__}.")
         check_promptnet(promptnet)
         widths = (one.latents.shape[1], one.image_states.shape[2])
         wanted = (promptnet.config["in_channels"], promptnet.config["image_embed_dim"])
@@ -227,7 +251,7 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
     Args:
         height: What was given, or None.
         width: What was given, or None.
-        subjects: Encoded subjects, if any; their size is the default.
+        subjects: Of the prompts, if any; the size of those that are encoded is the default, and learnt ones fit any.
         components: Of the pipeline, by name; the UNet's trained size is the default without subjects.
 
     Returns:
@@ -243,7 +267,9 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
         >>> choose_size(None, None, [], load_demo_pipeline().components)
         (64, 64)
     """
-    promptnet, trained = components["promptnet"], components["unet"].config.sample_size
+    encoded = [subject for subject in subjects if not learnt_subject.is_learnt(subject)]
+    promptnet = components["promptnet"] if encoded or not subjects else None
+    subjects, trained = encoded, components["unet"].config.sample_size
     scale = framing.vae_scale_factor(components["vae"])
     sides = subjects[0].latents.shape[-2:] if subjects else [trained] * 2 if isinstance(trained, int) else trained
     height = checks.check_count("height", scale * sides[0] if height is None else height, at_least=1)

@@ -12,7 +12,9 @@ from . import (
     checks,
     framing,
     guidance_rows,
+    learnt_subject,
     prompt_pieces,
+    quoting,
     reference_images,
     subject_embedding,
     subject_prompt,
@@ -193,8 +195,9 @@ class EncodingMixin:
 
     def _with_learnt_words(self, texts: list[str]) -> list[str]:
         """A word of textual inversion that has several vectors -> a word for each of them."""
-        learnt = set(self.tokenizer.get_added_vocab()) - set(self.tokenizer.all_special_tokens)
-        return self.maybe_convert_prompt(texts, self.tokenizer) if learnt else texts
+        return (
+            self.maybe_convert_prompt(texts, self.tokenizer) if learnt_subject.loaded_words(self.tokenizer) else texts
+        )
 
     def _encode_texts(self, texts: list[str], lora_scale: float, num_pieces: int | None = None) -> torch.Tensor:
         """Text states of each text, whole or in n pieces. [P, T, D] or [P, n T, D]"""
@@ -266,9 +269,57 @@ class EncodingMixin:
         like: torch.Tensor,
     ) -> guidance_rows.ReferenceRows:
         """What S* is made from, with the states of the pieces around it."""
-        pieces = {}
-        if tokens.num_pieces is not None:
+        subjects, pieces = [None if learnt_subject.is_learnt(one) else one for one in subjects], {}
+        if tokens.num_pieces is not None and any(subjects):
             pieces = dict(around=self._encode_pieces(tokens.pieces, lora_scale), piece=tokens.piece)
         return guidance_rows.ReferenceRows.of(
             subjects, tokens.input_ids, tokens.positions, num_images_per_prompt, like=like, **pieces
+        )
+
+    def _learnt_prompts(
+        self, prompts: list[str], subjects: list, long_prompts: bool
+    ) -> list[learnt_subject.LearntPrompt]:
+        """The prompts whose subjects are words, with those in them."""
+        learnt, loaded = [], learnt_subject.loaded_words(self.tokenizer)
+        for number, (prompt, subject) in enumerate(zip(prompts, subjects, strict=False)):
+            if not learnt_subject.is_learnt(subject):
+                continue
+            if subject not in subjects[:number]:
+                checks.check_without("words", [subject.words], self.config.placeholder)
+                learnt_subject.name_missing_words(subject.words, loaded)
+            prefix, suffix = subject_prompt.find_placeholder(prompt, self.config.placeholder)
+            text = prefix + subject.words + suffix
+            parts = self._with_learnt_words([prefix, text, suffix])
+            places = learnt_subject.places_of_words(self.tokenizer, *parts)
+            if not long_prompts and places.stop > self.tokenizer.model_max_length - 2:
+                raise ValueError(
+                    f"`prompt` must hold the placeholder {self.config.placeholder!r} nearer to its beginning: the text "
+                    f"encoder reads {self.tokenizer.model_max_length} tokens, got {quoting.quote(subject.words)} at "
+                    f"tokens {places.start + 1} to {places.stop} of {quoting.quote(text)}."
+                )
+            learnt.append(learnt_subject.LearntPrompt(number, text, places, subject))
+        return learnt
+
+    def _word_rows(
+        self,
+        learnt: list[learnt_subject.LearntPrompt],
+        num_pieces: int | None,
+        lora_scale: float,
+        num_images_per_prompt: int,
+    ) -> guidance_rows.WordRows | None:
+        """Text states with learnt words, for each picture that has them."""
+        if not learnt:
+            return None
+        states = self._encode_texts([one.text for one in learnt], lora_scale, num_pieces)  # [P, T, D]
+        length = self.tokenizer.model_max_length
+        places = torch.zeros(states.shape[:2], dtype=torch.bool)  # [P, T]
+        for row, one in zip(places, learnt, strict=True):
+            for place in one.places:
+                piece, place = divmod(place, length - 2)
+                row[piece * length + place + 1] = True  # behind the begin token
+        pictures = torch.arange(num_images_per_prompt)
+        owner = torch.cat([one.number * num_images_per_prompt + pictures for one in learnt])
+        rows = (states, places.to(states.device))
+        return guidance_rows.WordRows(
+            *(one.repeat_interleave(num_images_per_prompt, dim=0) for one in rows), owner.to(states.device)
         )

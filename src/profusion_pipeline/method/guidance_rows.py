@@ -260,7 +260,8 @@ class ReferenceRows:
         """Lay out the references of a call.
 
         Args:
-            subjects: The SubjectEmbedding of each of P prompts, with any number of references; or nothing.
+            subjects: The SubjectEmbedding of each of P prompts, with any number of references; or nothing. None for a
+                prompt without.
             input_ids: Token ids of the prompts. [P, T]
             positions: The place of S* in each prompt. [P]
             num_images_per_prompt: How many pictures in a row share a prompt.
@@ -279,7 +280,7 @@ class ReferenceRows:
         prompts, references, owner, weights, proportions = [], [], [], [], []
         for picture in range(len(subjects) * num_images_per_prompt):
             prompt = picture // num_images_per_prompt
-            all_weights = subjects[prompt].weights.tolist()
+            all_weights = [] if subjects[prompt] is None else subjects[prompt].weights.tolist()
             for reference, weight in enumerate(all_weights):
                 if weight > 0:
                     prompts.append(prompt)
@@ -309,15 +310,47 @@ class ReferenceRows:
 
 
 @dataclass(frozen=True, eq=False)
-class GuidanceRows:
-    """The rows of a noise prediction in the order ∅, C, S*. A kind of row that has no weight isn't computed.
+class WordRows:
+    """Prompts with learnt words in place of S*, a row for each picture that has such a subject: the same at all steps.
 
     Args:
-        text_states: Of the rows that are the same at every timestep, ∅ and C. [rows without S*, T, D]
+        states: Text states. [J, T, D]
+        places: Which of them are those of the words. [J, T]
+        owner: The picture of each row. [J]
+
+    Example:
+        >>> rows = WordRows(torch.ones(1, 3, 1), torch.tensor([[False, True, False]]), torch.tensor([0]))
+        >>> rows.scaled(0.5).flatten().tolist()
+        [1.0, 0.5, 1.0]
+    """
+
+    states: torch.Tensor
+    places: torch.Tensor
+    owner: torch.Tensor
+
+    def scaled(self, scale: float) -> torch.Tensor:
+        """c[S*] ← γ c[S*], as `subject_prompt.scale_subject_rows` does it.
+
+        Args:
+            scale: γ.
+
+        Returns:
+            Text states. [J, T, D]
+        """
+        return self.states if scale == 1 else torch.where(self.places[..., None], scale * self.states, self.states)
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceRows:
+    """The rows of a noise prediction in the order ∅, C, learnt words, S*. What has no weight isn't computed.
+
+    Args:
+        text_states: Of the rows that are the same at every timestep: all but those of S*. [rows without S*, T, D]
         owner: The picture of every row. [rows]
         weights: ω of every row but those of ∅. [rows without ∅]
         num_null: The number of rows with ∅: B, or 0 where the other weights sum to one.
-        has_subject: Whether there are rows with S*.
+        num_shared: The number of rows with ∅ or C.
+        has_subject: Whether there are rows with S* that PromptNet makes.
         subject_scale: γ, by which the text states of S* are multiplied.
         rescale: φ, how far the guided prediction gets the deviation of another.
         target: Of what rows that one is a mixture, their weights; None where φ is 0. [rows without ∅]
@@ -334,6 +367,7 @@ class GuidanceRows:
     owner: torch.Tensor
     weights: torch.Tensor
     num_null: int
+    num_shared: int
     has_subject: bool
     subject_scale: float
     rescale: float = 0.0
@@ -352,6 +386,8 @@ class GuidanceRows:
         subject_scale: float,
         rescale: float = 0.0,
         proportions: Sequence[float] = (),
+        words: WordRows | None = None,
+        word_weight: float = 0.0,
     ) -> "GuidanceRows":
         """Choose the rows that the weights ask for.
 
@@ -365,6 +401,8 @@ class GuidanceRows:
             rescale: φ. The deviation is that of ε_{S*,C}, mixed of all references of a picture as the fusion stage
                 mixes them; that of ε_C where S* has no weight. Nothing is rescaled where neither has one.
             proportions: w_r / Σw of each reference, for `rescale`. [K]
+            words: The rows of learnt words, if there are any.
+            word_weight: The weight of S* in those.
 
         Returns:
             The rows.
@@ -376,21 +414,28 @@ class GuidanceRows:
         """
         num_pictures, device = len(null_states), null_states.device
         pictures = torch.arange(num_pictures, device=device)
+        word_owner = reference_owner[:0] if words is None else words.owner
+        word_weights = [word_weight] * len(word_owner)
         of_picture = [[] for _ in range(num_pictures)]
-        for picture, weight in zip(reference_owner.tolist(), subject_weights, strict=True):
+        owners = [*word_owner.tolist(), *reference_owner.tolist()]
+        for picture, weight in zip(owners, word_weights + subject_weights, strict=True):
             of_picture[picture].append(weight)
         needed = [rows_with_weight(class_weight, weights) for weights in of_picture]
-        has_null, has_class, has_subject = map(any, zip(*needed, strict=True))
+        has_null, has_class, _ = map(any, zip(*needed, strict=True))
+        has_words, has_subject = any(word_weights), any(subject_weights)
         text_states = [null_states] * has_null + [class_states] * has_class
-        owner = [pictures] * (has_null + has_class) + [reference_owner] * has_subject
-        weights = [class_weight] * num_pictures * has_class + subject_weights * has_subject
-        target = [float(not has_subject)] * num_pictures * has_class + [*proportions] * has_subject
+        text_states += [words.scaled(subject_scale)] if has_words else []
+        owner = [pictures] * (has_null + has_class) + [word_owner] * has_words + [reference_owner] * has_subject
+        weights = [class_weight] * num_pictures * has_class + word_weights * has_words + subject_weights * has_subject
+        target = [float(not (has_words or has_subject))] * num_pictures * has_class
+        target += [1.0] * len(word_owner) * has_words + [*proportions] * has_subject
         rescale = rescale if weights else 0.0
         return cls(
             text_states=torch.cat([null_states[:0], *text_states]),
             owner=torch.cat(owner),
             weights=torch.tensor(weights, dtype=torch.float32, device=device),
             num_null=num_pictures * has_null,
+            num_shared=num_pictures * (has_null + has_class),
             has_subject=has_subject,
             subject_scale=subject_scale,
             rescale=rescale,

@@ -46,6 +46,7 @@ from . import (
     framing,
     fusion_sampling,
     guidance_rows,
+    learnt_subject,
     loading,
     modeling_promptnet,
     noise_levels,
@@ -117,6 +118,7 @@ class ProFusionPipeline(
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
+    LearntSubject = learnt_subject.LearntSubject  # for those who have this code from a repository alone
     run_safety_checker = StableDiffusionPipeline.run_safety_checker
     prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
 
@@ -204,7 +206,7 @@ class ProFusionPipeline(
         prompt: str | list[str],
         image: reference_images.Reference | list | None = None,
         *,
-        subject: subject_embedding.SubjectEmbedding | list[subject_embedding.SubjectEmbedding] | None = None,
+        subject: subject_embedding.SubjectEmbedding | learnt_subject.LearntSubject | list | None = None,
         class_noun: str | list[str] | None = "person",
         class_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -253,8 +255,10 @@ class ProFusionPipeline(
             prompt: What to show, with the placeholder (`S*`) exactly once for the subject. A list makes a batch.
             image: A picture of the subject: a PIL image, array, tensor or path. A list of references of it, for one
                 prompt; for a list of prompts one entry for each of them, which may be a list of references.
-            subject: In place of `image`, what `encode_subject` returned; one for all prompts, or a list with one each.
-            class_noun: What the subject is; it takes the place of S* in the class prompt. A concept brings its own.
+            subject: In place of `image`, what `encode_subject` returned, or a [`LearntSubject`]; one for all prompts,
+                or a list with one each.
+            class_noun: What the subject is; it takes the place of S* in the class prompt. Concepts and learnt subjects
+                bring their own.
             class_prompt: The whole class prompt; `class_noun` isn't used then.
             negative_prompt: What not to show, the text of ε_∅. Empty if None.
             image_weights: The weight of each reference, nested as `image`. Equal with a sum of 1 if None. In the
@@ -366,6 +370,11 @@ class ProFusionPipeline(
             raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
         images = [] if image is None else self._read_images(prompt, image, image_weights)
         subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet)
+        class_noun = call_inputs.class_nouns(subjects, class_noun)
+        if starts_from_image and any(map(learnt_subject.is_learnt, subjects)):
+            raise ValueError(
+                "`strength` below 1 starts from a picture of the subject, and a LearntSubject has none: give `latents`."
+            )
 
         # 3. Which size
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
@@ -386,7 +395,9 @@ class ProFusionPipeline(
         if prompt_embeds is None and (guidance.class_guidance_scale > 0 or (may_change and has_class)):
             class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
         given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        texts = (null_texts or []) + (class_texts or []) if long_prompts else None
+        learnt = self._learnt_prompts(prompts, subjects, long_prompts) if guidance.uses_subject or may_change else []
+        texts = [*(null_texts or ()), *(class_texts or ()), *(one.text for one in learnt)] if long_prompts else None
+        prompts = learnt_subject.without_learnt(prompts, subjects, placeholder)
         num_words = 1 if self.promptnet is None else self.promptnet.num_subject_tokens(*grid)
         tokens = self._tokenize(prompts, texts, num_words, given)
 
@@ -408,6 +419,7 @@ class ProFusionPipeline(
             null_states=null_states,
             class_states=class_states,
             references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null_states),
+            words=self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt),
             concepts=concepts,
             models=models,
             compiled=any(map(adapters.is_compiled, models.values())),
@@ -459,7 +471,7 @@ class ProFusionPipeline(
     def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
         """The rows of both stages, and those without guidance, with the scales and the concepts of now."""
         return tuple(
-            replace(rows, adapters=self._adapters_of(state.concepts, rows.owner, len(rows.text_states)))
+            replace(rows, adapters=self._adapters_of(state.concepts, rows.owner, rows.num_shared))
             for rows in prediction.plan_rows(state)
         )
 

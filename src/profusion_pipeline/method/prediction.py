@@ -20,6 +20,7 @@ class CallState:
         null_states: Text states of ∅ for each picture. [B, T, D]
         class_states: Text states of C for each picture, or None. [B, T, D]
         references: What S* is made from.
+        words: Learnt words in place of S*, where a picture has them.
         concepts: Whose each picture is.
         models: UNet, PromptNet and text encoder, by the names of the pipeline's components.
         compiled: Whether any of these is compiled.
@@ -34,6 +35,7 @@ class CallState:
     null_states: torch.Tensor
     class_states: torch.Tensor | None
     references: guidance_rows.ReferenceRows
+    words: guidance_rows.WordRows | None = None
     concepts: concept_loader.CallConcepts
     models: dict[str, torch.nn.Module]
     compiled: bool
@@ -101,12 +103,16 @@ def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
     shared = (state.null_states, state.class_states, references.owner)
     fusion = guidance_rows.GuidanceRows.plan(
         *shared,
+        words=state.words,
+        word_weight=guidance.fusion_guidance_scale,
         class_weight=0.0,
         subject_weights=[guidance.fusion_guidance_scale * proportion for proportion in references.proportions],
         subject_scale=guidance.fusion_subject_scale,
     )
     refinement = guidance_rows.GuidanceRows.plan(
         *shared,
+        words=state.words,
+        word_weight=guidance.guidance_scale,
         class_weight=guidance.class_guidance_scale,
         subject_weights=[guidance.guidance_scale * weight for weight in references.weights],
         subject_scale=1.0,
@@ -116,6 +122,8 @@ def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
     of_subject = guidance.guidance_scale > 0
     unguided = guidance_rows.GuidanceRows.plan(
         *shared,
+        words=state.words,
+        word_weight=float(of_subject),
         class_weight=float(guidance.class_guidance_scale > 0 and not of_subject),
         subject_weights=[of_subject * proportion for proportion in references.proportions],
         subject_scale=1.0,

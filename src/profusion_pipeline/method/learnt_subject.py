@@ -1,0 +1,161 @@
+"""A subject that others have taught a model: words that stand for it, and where they were learnt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diffusers.utils import logging
+from transformers import CLIPTokenizer
+
+from . import checks, quoting, subject_prompt
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LearntSubject:
+    """Words in place of S*: of textual inversion, or rare ones that a model was fine-tuned on. `subject` of a call.
+
+    The words stand in the prompt wherever ε_{S*,C} is computed; for ε_C the class noun stands there, for ε_∅ nothing.
+
+    Args:
+        words: What the prompt says in place of S*, such as "<cat-toy>" or "sks dog".
+        class_noun: What the subject is, such as "toy" or "dog": the words without what was learnt.
+
+    Raises:
+        TypeError: One is no text.
+        ValueError: One is empty.
+
+    Example:
+        >>> LearntSubject("sks dog", class_noun="dog")
+        LearntSubject(words='sks dog', class_noun='dog')
+    """
+
+    words: str
+    class_noun: str
+
+    def __post_init__(self):
+        for name in ("words", "class_noun"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise TypeError(f"`{name}` of a LearntSubject must be a text, got {quoting.quote(text)}.")
+            checks.check_characters(name, text)
+            if not text.strip():
+                raise ValueError(f"`{name}` of a LearntSubject must have at least one sign, got {quoting.quote(text)}.")
+
+
+class LearntPrompt(NamedTuple):
+    """A prompt of a call with learnt words in place of S*.
+
+    Args:
+        number: Of the prompt in the call.
+        text: The prompt with the words in it.
+        places: Of the words among the text's tokens, without the begin token.
+        subject: Whose words they are.
+    """
+
+    number: int
+    text: str
+    places: range
+    subject: LearntSubject
+
+
+def is_learnt(subject: Any) -> bool:
+    """Whether a subject of a call is words.
+
+    Args:
+        subject: Of any kind, and of any version of this code.
+
+    Returns:
+        True for a [`LearntSubject`].
+
+    Example:
+        >>> is_learnt(LearntSubject("sks dog", class_noun="dog"))
+        True
+    """
+    return type(subject).__name__ == "LearntSubject"
+
+
+def loaded_words(tokenizer: CLIPTokenizer) -> list[str]:
+    """The words that textual inversion has added to a tokenizer.
+
+    Args:
+        tokenizer: The text encoder's.
+
+    Returns:
+        Such as "<cat-toy>", and "<cat-toy>_1" for the second of several vectors.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> loaded_words(load_demo_pipeline().tokenizer)
+        []
+    """
+    return sorted(set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens))
+
+
+def name_missing_words(words: str, loaded: Sequence[str]) -> None:
+    """Warn of words in angle brackets that the tokenizer would take apart: those that nobody has loaded.
+
+    Args:
+        words: Of a subject.
+        loaded: By textual inversion.
+
+    Example:
+        >>> name_missing_words("<cat-toy>", ["<cat-toy>"])
+    """
+    missing = [word for word in re.findall(r"<[^<>\s]+>", words) if word not in loaded]
+    if missing:
+        logger.warning(
+            "%s has no embedding of its own, so the tokenizer takes it apart: `pipe.load_textual_inversion` loads one. "
+            "Loaded: %s.",
+            quoting.quote(missing[0]),
+            quoting.brief(", ".join(map(repr, loaded)) or "none"),
+        )
+
+
+def without_learnt(prompts: Sequence[str], subjects: Sequence[Any], placeholder: str) -> list[str]:
+    """Prompts of a call for those subjects that PromptNet makes S* of; in place of the others' the placeholder alone.
+
+    Args:
+        prompts: With the placeholder.
+        subjects: Of each prompt; or nothing.
+        placeholder: What stands for the subject.
+
+    Returns:
+        As many prompts.
+
+    Example:
+        >>> without_learnt(["a S*", "S* on the moon"], [LearntSubject("sks dog", class_noun="dog"), None], "S*")
+        ['S*', 'S* on the moon']
+    """
+    if not subjects:
+        return list(prompts)
+    return [placeholder if is_learnt(one) else prompt for prompt, one in zip(prompts, subjects, strict=True)]
+
+
+def places_of_words(tokenizer: CLIPTokenizer, prefix: str, text: str, suffix: str) -> range:
+    """Where the tokens between two parts of a text are.
+
+    Args:
+        tokenizer: The text encoder's.
+        prefix: The beginning of the text.
+        text: All of it; words may grow together with what is beside them, as in "sks dogs".
+        suffix: The end of the text.
+
+    Returns:
+        Places among the text's tokens, without the begin token.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> places_of_words(load_demo_pipeline().tokenizer, "a ", "a red hat in space", " in space")
+        range(1, 3)
+    """
+    before, tokens, after = (subject_prompt.token_ids(tokenizer, part) for part in (prefix, text, suffix))
+    start = _num_equal(before, tokens)
+    return range(start, len(tokens) - _num_equal(after[::-1], tokens[start:][::-1]))
+
+
+def _num_equal(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
