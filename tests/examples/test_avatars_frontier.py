@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from frontier import (
+from frontier import main, photo_caption
+from frontier_tables import (
     AREA,
+    DOCUMENT,
+    PUBLISHED,
     Rows,
     Variant,
     area,
@@ -14,12 +17,11 @@ from frontier import (
     confirmed_table,
     frontier,
     kinds_table,
-    main,
-    photo_caption,
     plot,
     prompt_at,
     read_scales,
     read_variants,
+    redraw,
     validation_table,
 )
 from score import reference_portrait
@@ -132,3 +134,9 @@ def test_one_person_from_the_grid_to_the_rows(tmp_path):
     before = (tmp_path / "rows.jsonl").read_text()
     main(variants, **settings)  # nothing is missing
     assert (tmp_path / "rows.jsonl").read_text() == before
+
+
+def test_the_page_holds_what_the_stored_rows_say(tmp_path):
+    document = tmp_path / "study.md"
+    document.write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    assert redraw(PUBLISHED, document).read_text(encoding="utf-8") == DOCUMENT.read_text(encoding="utf-8")
