@@ -26,23 +26,28 @@ from profusion_pipeline import ProFusionPipeline, PromptNet
 from profusion_pipeline.demo import FOLDER
 from profusion_pipeline.method.repository import mend_components
 
-# Stage -> what it leaves behind when it is done.
+# The words of each stage -> what it leaves behind when it is done.
 STAGES = {
     "train_autoencoder": "vae",
     "train_clip": "feature_extractor",
     "attributes": "reader",
     "train_unet": "scheduler",
     "train_promptnet": "promptnet_training/promptnet",
+    "train_promptnet --captions": "promptnet_captions/promptnet",
 }
 # Test people whose portraits are bundled: chosen to look different from each other, not for how well they come out.
 PORTRAIT_SEEDS = (2, 11, 14, 28)
 
 
-def run_stage(name: str, work: Path, number_of_processes: int, batch_size: int | None) -> None:
+def run_stage(stage: str, work: Path, number_of_processes: int, batch_size: int | None) -> None:
+    name, *flags = stage.split()
     script = Path(__file__).with_name(f"{name}.py")
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number_of_processes}", str(script)]
     if batch_size and name.startswith("train_"):
         command += ["--batch-size", str(batch_size)]
+    if flags:  # it goes on from what the stages before it made
+        assemble(work, work / "before_captions", STAGES[name])
+        command += [*flags, "--model", str(work / "before_captions")]
     subprocess.run(
         [*command, "--work", str(work)],
         check=True,
@@ -50,8 +55,8 @@ def run_stage(name: str, work: Path, number_of_processes: int, batch_size: int |
     )
 
 
-def assemble(work: Path, target: Path) -> None:
-    """The trained parts as one pipeline folder, float16."""
+def assemble(work: Path, target: Path, promptnet: str) -> None:
+    """The trained parts as one pipeline folder, float16; `promptnet` is what a stage left behind."""
     text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder")
     pipe = ProFusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae"),
@@ -59,7 +64,7 @@ def assemble(work: Path, target: Path) -> None:
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(work / "unet"),
         scheduler=DDIMScheduler.from_pretrained(work / "scheduler"),
-        promptnet=PromptNet.from_pretrained(work / "promptnet_training" / "promptnet"),
+        promptnet=PromptNet.from_pretrained(work / promptnet),
         image_encoder=CLIPVisionModel.from_pretrained(work / "image_encoder"),
         feature_extractor=CLIPImageProcessor.from_pretrained(work / "feature_extractor"),
         safety_checker=None,
@@ -87,11 +92,11 @@ def save_scorer(work: Path, target: Path) -> None:
 
 
 def main(work: Path, processes: int, batch_size: int | None = None) -> None:
-    for name, product in STAGES.items():
+    for stage, product in STAGES.items():
         if not (work / product).exists():
-            print(f"--- {name}", flush=True)
-            run_stage(name, work, processes, batch_size)
-    assemble(work, FOLDER / "model")
+            print(f"--- {stage}", flush=True)
+            run_stage(stage, work, processes, batch_size)
+    assemble(work, FOLDER / "model", product)
     save_scorer(work, SCORER)
     forget_paths(SCORER)
     (FOLDER / "portraits").mkdir(exist_ok=True)

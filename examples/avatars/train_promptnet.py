@@ -1,10 +1,9 @@
-"""Train the demo model's PromptNet with the library's own trainer.
+"""Train the demo model's PromptNet with the library's own trainer: first on pictures alone, one of each person.
 
-On pictures alone, one of each person; with `--captions`, each picture has a text that says all but who it is, and its
-reference is the picture itself or another portrait of the person. `--model` goes on from a PromptNet that is there:
+Then with `--captions`: each picture has a text that says all but who it is, and its reference is the picture itself or
+another portrait of the person. `--model` is the folder whose PromptNet goes on learning:
 
-    python examples/avatars/train_promptnet.py --captions --model src/profusion_pipeline/demo/model \
-        --work outputs/captions --count 2000 --steps 1200 --batch-size 16 --rate 3e-4 --precision no
+    python examples/avatars/train_promptnet.py --captions --model src/profusion_pipeline/demo/model --work outputs/more
 """
 
 import argparse
@@ -27,6 +26,11 @@ from profusion_pipeline.training.trainer import train_promptnet
 OTHERS = 5_000_000  # the seeds of passport photos begin here
 CAPTION_DROPOUT = 0.1
 PLAIN_TEXT = "a portrait of S*"
+# With --captions and without: people, optimizer steps, pictures a step and process, peak learning rate.
+RECIPES = {
+    False: dict(count=40_000, steps=9000, batch_size=32, rate=8e-4),
+    True: dict(count=24_000, steps=1500, batch_size=64, rate=5e-4),
+}
 PLAIN_TEXTS = 0.3  # share of passport photos that have no other text
 
 
@@ -72,14 +76,16 @@ def main(
     work: Path,
     model: Path | None = None,
     captions: bool = False,
-    count: int = 40_000,
-    steps: int = 9000,
-    batch_size: int = 32,
-    rate: float = 8e-4,
     workers: int = 0,
     precision: str = "bf16",
+    **given: float | None,
 ) -> Path:
-    """Train on the model's (without one, work's) vae, text_encoder, tokenizer, unet, scheduler and vision tower."""
+    """Train on the model's (without one, work's) vae, text_encoder, tokenizer, unet, scheduler and vision tower.
+
+    `given` goes before what `RECIPES` says.
+    """
+    recipe = RECIPES[captions] | {name: value for name, value in given.items() if value is not None}
+    count, steps = recipe["count"], recipe["steps"]
     folder = work / f"{'captioned' if captions else 'portraits'}_{count}"
     images = None if captions else pictures("train", count, work / "data")
     with processes().main_process_first():
@@ -90,14 +96,14 @@ def main(
     config = TrainingConfig(
         model=str(model or work),
         data=str(folder),
-        output=str(work / "promptnet_training"),
+        output=str(work / ("promptnet_captions" if captions else "promptnet_training")),
         prompt=PLAIN_TEXT,
         reference="other" if captions else "same",
         caption_dropout=CAPTION_DROPOUT if captions else 0.0,
         region_proj_channel=64,
         max_steps=steps,
-        batch_size=batch_size,
-        learning_rate=rate,
+        batch_size=recipe["batch_size"],
+        learning_rate=recipe["rate"],
         lr_scheduler="cosine",
         warmup_steps=min(100, steps // 10),
         adam_beta2=0.99,
@@ -115,10 +121,10 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("outputs/avatars"), help="folder for data and weights")
     parser.add_argument("--model", type=Path, help="a ProFusion folder whose PromptNet is trained on")
     parser.add_argument("--captions", action="store_true", help="learn under captions of all but the person")
-    parser.add_argument("--steps", type=int, default=9000, help="optimizer steps")
-    parser.add_argument("--count", type=int, default=40_000, help="pictures, one of each person")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures a step and process")
-    parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--count", type=int, help="people")
+    parser.add_argument("--batch-size", type=int, help="pictures a step and process")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead")
     parser.add_argument("--precision", default="bf16", choices=("no", "bf16"), help="no where the CPU lacks bf16")
     main(**vars(parser.parse_args()))

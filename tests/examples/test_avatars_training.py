@@ -151,18 +151,23 @@ def test_the_captions_of_training_leave_out_more_or_less():
 
 
 def test_captioned_pictures_say_all_but_the_person(tmp_path):
-    write_captioned_pictures(tmp_path / "captioned", 6)
+    write_captioned_pictures(tmp_path / "captioned", 12)
     folder = read_picture_folder(tmp_path / "captioned", reference="other", placeholder="S*")
-    people, render = portraits("train", 6), Renderer()
-    assert len(folder.files) == 12 and len(folder.targets) == 6
-    for person, target, references, text in zip(
-        people, folder.targets, folder.references, folder.captions, strict=True
-    ):
+    people, render = portraits("train", 12), Renderer()
+    photos = [passport_photo(person, index) for index, person in enumerate(people)]
+    shown = [one for pair in zip(people, photos, strict=True) for one in pair]
+    assert len(folder.files) == len(folder.targets) == 24
+    plain = 0
+    for index, (portrait, target) in enumerate(zip(shown, folder.targets, strict=True)):
         with Image.open(folder.files[target]) as image:
-            assert np.array_equal(image, render(person))
-        assert target in references and len(references) == 2
-        assert not any(f"{value} {part}" in text for value, part in ((person.identity.skin, "skin"), ("", " hair")))
-        assert f"{person.control.clothes_colour} {person.control.clothes}" in text
+            assert np.array_equal(image, render(portrait))
+        # A photo shows itself; any other portrait is to be made from the photo, or from itself.
+        assert set(folder.references[index]) == ({target} if index % 2 else {target, target + 1})
+        text = folder.captions[index]
+        assert not any(f"{value} {part}" in text for value, part in ((portrait.identity.skin, "skin"), ("", " hair")))
+        plain += text == "a portrait of S*"
+        assert text == "a portrait of S*" or f"{portrait.control.clothes_colour} {portrait.control.clothes}" in text
+    assert 0 < plain < 12 and "a portrait of S*" not in folder.captions[::2]
     other = passport_photo(people[0], 0)
     assert other.identity == people[0].identity and other.control != people[0].control
     assert (other.control.hat, other.control.glasses, other.control.style) == ("none",) * 3
