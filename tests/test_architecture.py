@@ -60,6 +60,8 @@ SHIPPED = {
     "checks": {"torch"},
     "callbacks": {"torch"},
     "prediction": {"torch"},
+    "text_encoders": {"torch"},
+    "xl_conditions": {"torch"},
     "prompt_pieces": {"torch", "transformers"},
     "guidance_rows": {"torch"},
     "shared_models": set(),

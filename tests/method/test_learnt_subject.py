@@ -93,7 +93,7 @@ def test_the_words_are_scaled_in_the_fusion_stage_only(plain, monkeypatch):
     latents_of(plain, PROMPT, subject=HAT, num_inference_steps=1, fusion_subject_scale=0.25, class_guidance_scale=2.0)
     fusion, refinement = seen
     (learnt,) = plain._learnt_prompts([PROMPT], [HAT], False)
-    states = plain._encode_texts([learnt.text], 1.0)[0]
+    states = plain._encode_texts([learnt.text], 1.0).states[0]
     assert torch.equal(refinement[2], states)
     places = [place + 1 for place in learnt.places]
     assert torch.equal(fusion[1][places], 0.25 * states[places])

@@ -284,7 +284,7 @@ class ConceptLoaderMixin:
 
     def _models_of(self, concepts: CallConcepts) -> dict[str, torch.nn.Module]:
         """What a call computes with at every step; a concept made in full mode has its own weights in it."""
-        models = {name: getattr(self, name) for name in (*CHANGED_MODELS, "text_encoder")}
+        models = {name: getattr(self, name) for name in (*CHANGED_MODELS, *(part for _, part in self.TEXT_PARTS))}
         models = {name: model for name, model in models.items() if model is not None}
         for name in concepts.names[:1]:  # in full mode it is the only one
             concept, scale, _ = self.concepts[name]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from transformers import CLIPVisionModel
+from transformers import CLIPTokenizer, CLIPVisionModel
 
 from . import (
     call_inputs,
@@ -18,6 +18,7 @@ from . import (
     reference_images,
     subject_embedding,
     subject_prompt,
+    text_encoders,
 )
 
 
@@ -149,8 +150,8 @@ class EncodingMixin:
         checks.check_without("prompt", prompts, self.config.placeholder)
         negative_prompts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         num_pieces = self._num_pieces(prompts + negative_prompts) if long_prompts else None
-        prompt_embeds = self._encode_texts(prompts, lora_scale, num_pieces)  # [P, T, D]
-        negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale, num_pieces)  # [P, T, D]
+        prompt_embeds = self._encode_texts(prompts, lora_scale, num_pieces).states  # [P, T, D]
+        negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale, num_pieces).states  # [P, T, D]
         self.maybe_free_model_hooks()
         return prompt_embeds, negative_prompt_embeds
 
@@ -193,33 +194,54 @@ class EncodingMixin:
         views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
         return posterior(self.vae, pixels, device)[0], vision_states(self.image_encoder, views, device)
 
-    def _with_learnt_words(self, texts: list[str]) -> list[str]:
+    TEXT_PARTS = (("tokenizer", "text_encoder"),)  # names of the components that read texts
+
+    @property
+    def _tokenizers(self) -> list[CLIPTokenizer]:
+        return [getattr(self, tokenizer) for tokenizer, _ in self.TEXT_PARTS]
+
+    @property
+    def _text_encoders(self) -> list[torch.nn.Module]:
+        return [getattr(self, text_encoder) for _, text_encoder in self.TEXT_PARTS]
+
+    def _with_learnt_words(self, texts: list[str], tokenizer: CLIPTokenizer) -> list[str]:
         """A word of textual inversion that has several vectors -> a word for each of them."""
-        return (
-            self.maybe_convert_prompt(texts, self.tokenizer) if learnt_subject.loaded_words(self.tokenizer) else texts
-        )
+        return self.maybe_convert_prompt(texts, tokenizer) if learnt_subject.loaded_words(tokenizer) else texts
 
-    def _encode_texts(self, texts: list[str], lora_scale: float, num_pieces: int | None = None) -> torch.Tensor:
-        """Text states of each text, whole or in n pieces. [P, T, D] or [P, n T, D]"""
-        texts = self._with_learnt_words(texts)
+    def _encode_texts(
+        self, texts: list[str], lora_scale: float, num_pieces: int | None = None
+    ) -> text_encoders.TextOutput:
+        """Of each text, whole or in n pieces. [P, T, D] or [P, n T, D]"""
+        ids = []
+        for number, tokenizer in enumerate(self._tokenizers):
+            words = self._with_learnt_words(texts, tokenizer)
+            if num_pieces is None:
+                ids.append(subject_prompt.tokenize_texts(tokenizer, words, name_what_is_cut=number == 0))
+            else:
+                split = [prompt_pieces.split_text(tokenizer, text) for text in words]
+                pieces = [prompt_pieces.pad_pieces(tokenizer, one, num_pieces) for one in split]
+                ids.append(torch.stack(pieces))  # [P, n, T]
+        ids = text_encoders.stack_ids(ids).to(self._execution_device)
         if num_pieces is None:
-            with subject_prompt.scaled_lora(self.text_encoder, lora_scale):
-                device = self._execution_device
-                return subject_prompt.encode_texts(self.text_encoder, self.tokenizer, texts, device=device)
-        split = [prompt_pieces.split_text(self.tokenizer, text) for text in texts]
-        pieces = torch.stack([prompt_pieces.pad_pieces(self.tokenizer, one, num_pieces) for one in split])  # [P, n, T]
-        return self._encode_pieces(pieces, lora_scale).flatten(1, 2)
+            return text_encoders.encode_ids(self._text_encoders, ids, lora_scale=lora_scale)
+        states, pooled = self._encode_pieces(ids, lora_scale)
+        return text_encoders.TextOutput(states.flatten(1, 2), None if pooled is None else pooled[:, 0])
 
-    def _encode_pieces(self, pieces: torch.Tensor, lora_scale: float) -> torch.Tensor:
-        """Text states of pieces [P, n, T] -> [P, n, T, D]"""
-        with subject_prompt.scaled_lora(self.text_encoder, lora_scale):
-            states = self.text_encoder(pieces.flatten(0, 1).to(self._execution_device)).last_hidden_state
-        return states.unflatten(0, pieces.shape[:2])
+    def _encode_pieces(self, pieces: torch.Tensor, lora_scale: float) -> text_encoders.TextOutput:
+        """Of pieces [P, n, T] -> [P, n, T, D] and [P, n, F]"""
+        ids = pieces.flatten(0, 1).to(self._execution_device)
+        output = text_encoders.encode_ids(self._text_encoders, ids, lora_scale=lora_scale)
+        parts = (None if one is None else one.unflatten(0, pieces.shape[:2]) for one in output)
+        return text_encoders.TextOutput(*parts)
 
     def _num_pieces(self, texts: list[str]) -> int:
         """How many pieces the longest of some texts has."""
-        texts = self._with_learnt_words(texts)
-        return max((len(prompt_pieces.split_text(self.tokenizer, text)) for text in texts), default=1)
+        split = [
+            prompt_pieces.split_text(tokenizer, text)
+            for tokenizer in self._tokenizers
+            for text in self._with_learnt_words(texts, tokenizer)
+        ]
+        return max(map(len, split), default=1)
 
     def _tokenize(
         self,
@@ -229,35 +251,52 @@ class EncodingMixin:
         given: dict[str, torch.Tensor | None],
     ) -> prompt_pieces.SubjectTokens:
         """Tokens of the prompts, in as many pieces as `texts` or given states need; whole if `texts` is None."""
-        prompts = self._with_learnt_words(prompts)
         words = dict(placeholder=self.config.placeholder, num_subject_tokens=num_subject_tokens)
+        own = [(tokenizer, self._with_learnt_words(prompts, tokenizer)) for tokenizer in self._tokenizers]
         length = self.tokenizer.model_max_length
         if texts is None:
-            tokens = prompt_pieces.SubjectTokens(
-                *subject_prompt.tokenize_subject_prompts(self.tokenizer, prompts, **words)
-            )
+            of_each = [
+                prompt_pieces.SubjectTokens(
+                    *subject_prompt.tokenize_subject_prompts(*one, **words, name_what_is_cut=number == 0)
+                )
+                for number, one in enumerate(own)
+            ]
         else:
             counts = [tensor.shape[1] // length for tensor in given.values() if tensor is not None and tensor.ndim == 3]
             at_least = max(self._num_pieces(texts), *counts, 1)
-            tokens = prompt_pieces.split_prompts(self.tokenizer, prompts, **words, at_least=at_least)
-        shape = (len(prompts), length * (tokens.num_pieces or 1), self.text_encoder.config.hidden_size)
+            for _ in own:  # the last one may need the most pieces
+                of_each = [prompt_pieces.split_prompts(*one, **words, at_least=at_least) for one in own]
+                at_least = max(one.num_pieces for one in of_each)
+        tokens = text_encoders.stack_tokens(of_each)
+        width = text_encoders.text_width(self._text_encoders)
+        shape = (len(prompts), length * (tokens.num_pieces or 1), width)
         for name, tensor in given.items():
             checks.check_tensor(name, tensor, shape, self.text_encoder.dtype)
         return tokens
 
-    def _text_states(
+    def _text_of_pictures(
         self,
         texts: list[str] | None,
-        given: torch.Tensor | None,
+        given: text_encoders.TextOutput,
         num_pieces: int | None,
         lora_scale: float,
         num_images_per_prompt: int,
-    ) -> torch.Tensor | None:
-        """States of texts, or given ones [P, T, D], or none -> those of each picture. [B, T, D]"""
-        states = given if texts is None else self._encode_texts(texts, lora_scale, num_pieces)
-        if states is None:
+    ) -> text_encoders.TextOutput | None:
+        """Of texts, or what is given [P, T, D], or none -> that of each picture. [B, T, D]"""
+        output = given if texts is None else self._encode_texts(texts, lora_scale, num_pieces)
+        if output.states is None:
             return None
-        return states.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
+        parts = (
+            None if part is None else part.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0)
+            for part in output
+        )
+        return text_encoders.TextOutput(*parts)
+
+    def _zero_text(self, num_pictures: int, num_pieces: int | None) -> text_encoders.TextOutput:
+        """In place of ∅ [B, T, D], or [B, n T, D]"""
+        length = self.tokenizer.model_max_length * (num_pieces or 1)
+        zero = text_encoders.zero_text(self._text_encoders, num_pictures, length)
+        return text_encoders.TextOutput(*(part.to(self._execution_device) for part in zero))
 
     def _reference_rows(
         self,
@@ -268,10 +307,11 @@ class EncodingMixin:
         *,
         like: torch.Tensor,
     ) -> guidance_rows.ReferenceRows:
-        """What S* is made from, with the states of the pieces around it."""
+        """What S* is made from, with what the text encoders make of the pieces around it."""
         subjects, pieces = [None if learnt_subject.is_learnt(one) else one for one in subjects], {}
         if tokens.num_pieces is not None and any(subjects):
-            pieces = dict(around=self._encode_pieces(tokens.pieces, lora_scale), piece=tokens.piece)
+            around, pooled = self._encode_pieces(tokens.pieces, lora_scale)
+            pieces = dict(around=around, piece=tokens.piece, around_pooled=None if pooled is None else pooled[:, 0])
         return guidance_rows.ReferenceRows.of(
             subjects, tokens.input_ids, tokens.positions, num_images_per_prompt, like=like, **pieces
         )
@@ -280,16 +320,17 @@ class EncodingMixin:
         self, prompts: list[str], subjects: list, long_prompts: bool
     ) -> list[learnt_subject.LearntPrompt]:
         """The prompts whose subjects are words, with those in them."""
-        learnt, loaded = [], learnt_subject.loaded_words(self.tokenizer)
+        learnt, loaded = [], [learnt_subject.loaded_words(tokenizer) for tokenizer in self._tokenizers]
         for number, (prompt, subject) in enumerate(zip(prompts, subjects, strict=False)):
             if not learnt_subject.is_learnt(subject):
                 continue
             if subject not in subjects[:number]:
                 checks.check_without("words", [subject.words], self.config.placeholder)
-                learnt_subject.name_missing_words(subject.words, loaded)
+                for words in loaded:
+                    learnt_subject.name_missing_words(subject.words, words)
             prefix, suffix = subject_prompt.find_placeholder(prompt, self.config.placeholder)
             text = prefix + subject.words + suffix
-            parts = self._with_learnt_words([prefix, text, suffix])
+            parts = self._with_learnt_words([prefix, text, suffix], self.tokenizer)
             places = learnt_subject.places_of_words(self.tokenizer, *parts)
             if not long_prompts and places.stop > self.tokenizer.model_max_length - 2:
                 raise ValueError(
@@ -310,7 +351,7 @@ class EncodingMixin:
         """Text states with learnt words, for each picture that has them."""
         if not learnt:
             return None
-        states = self._encode_texts([one.text for one in learnt], lora_scale, num_pieces)  # [P, T, D]
+        states, pooled = self._encode_texts([one.text for one in learnt], lora_scale, num_pieces)  # [P, T, D], [P, F]
         length = self.tokenizer.model_max_length
         places = torch.zeros(states.shape[:2], dtype=torch.bool)  # [P, T]
         for row, one in zip(places, learnt, strict=True):
@@ -319,7 +360,8 @@ class EncodingMixin:
                 row[piece * length + place + 1] = True  # behind the begin token
         pictures = torch.arange(num_images_per_prompt)
         owner = torch.cat([one.number * num_images_per_prompt + pictures for one in learnt])
-        rows = (states, places.to(states.device))
-        return guidance_rows.WordRows(
-            *(one.repeat_interleave(num_images_per_prompt, dim=0) for one in rows), owner.to(states.device)
+        states, places, pooled = (
+            None if one is None else one.to(states.device).repeat_interleave(num_images_per_prompt, dim=0)
+            for one in (states, places, pooled)
         )
+        return guidance_rows.WordRows(states, places, owner.to(states.device), pooled)

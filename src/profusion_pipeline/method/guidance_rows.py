@@ -222,13 +222,14 @@ class ReferenceRows:
     Args:
         latents: Clean latents. [K, C, h, w]
         image_states: Vision states. [K, N, V]
-        input_ids: Token ids of the prompt around S*. [K, T]
+        input_ids: Token ids of the prompt around S*. [K, T], or [K, E, T] for E text encoders
         positions: The place of S* in them. [K]
         owner: The picture of each row. [K]
         weights: w_r of each row.
         proportions: w_r / Σw, the sum taken over the references of the same picture.
         around: Text states of all pieces of a long prompt, or None. [K, n, T, D]
         piece: Which of them holds S*, or None. [K]
+        around_pooled: Pooled text of the first piece of a long prompt, of Stable Diffusion XL, or None. [K, F]
 
     Example:
         >>> ReferenceRows.of([], torch.zeros(1, 77), torch.zeros(1), 1, like=torch.zeros(1, 77, 8)).weights
@@ -244,6 +245,7 @@ class ReferenceRows:
     proportions: list[float]
     around: torch.Tensor | None = None
     piece: torch.Tensor | None = None
+    around_pooled: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -256,18 +258,20 @@ class ReferenceRows:
         like: torch.Tensor,
         around: torch.Tensor | None = None,
         piece: torch.Tensor | None = None,
+        around_pooled: torch.Tensor | None = None,
     ) -> "ReferenceRows":
         """Lay out the references of a call.
 
         Args:
             subjects: The SubjectEmbedding of each of P prompts, with any number of references; or nothing. None for a
                 prompt without.
-            input_ids: Token ids of the prompts. [P, T]
+            input_ids: Token ids of the prompts. [P, T], or [P, E, T] for E text encoders
             positions: The place of S* in each prompt. [P]
             num_images_per_prompt: How many pictures in a row share a prompt.
             like: A tensor of the device and dtype that the rows get.
             around: Text states of all pieces of long prompts, or None. [P, n, T, D]
             piece: Which of them holds S*, or None. [P]
+            around_pooled: Pooled text of the first piece of each, or None. [P, F]
 
         Returns:
             The rows, picture by picture.
@@ -306,6 +310,7 @@ class ReferenceRows:
             proportions=proportions,
             around=None if around is None else around[prompts],
             piece=None if piece is None else piece[prompts].to(like.device),
+            around_pooled=None if around_pooled is None else around_pooled[prompts],
         )
 
 
@@ -317,6 +322,7 @@ class WordRows:
         states: Text states. [J, T, D]
         places: Which of them are those of the words. [J, T]
         owner: The picture of each row. [J]
+        pooled: Pooled text, of Stable Diffusion XL, or None. [J, F]
 
     Example:
         >>> rows = WordRows(torch.ones(1, 3, 1), torch.tensor([[False, True, False]]), torch.tensor([0]))
@@ -327,6 +333,7 @@ class WordRows:
     states: torch.Tensor
     places: torch.Tensor
     owner: torch.Tensor
+    pooled: torch.Tensor | None = None
 
     def scaled(self, scale: float) -> torch.Tensor:
         """c[S*] ← γ c[S*], as `subject_prompt.scale_subject_rows` does it.

@@ -55,9 +55,11 @@ from . import (
     repository,
     shared_models,
     subject_embedding,
+    text_encoders,
 )
 
 logger = logging.get_logger(__name__)
+NULL_POOLED, CLASS_POOLED = "negative_pooled_prompt_embeds", "pooled_prompt_embeds"  # that another base model reads
 
 
 def _check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -241,6 +243,7 @@ class ProFusionPipeline(
         base_guidance: bool | None = None,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        **base_inputs: Any,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Pictures of the subject in `image` as `prompt` says.
 
@@ -311,6 +314,7 @@ class ProFusionPipeline(
                 are taken, too.
             callback_on_step_end_tensor_inputs: What `tensors` holds: "latents" [B, C, h, w], "prompt_embeds" and
                 "negative_prompt_embeds" [B, T, D]. A callback object's own `tensor_inputs` go before it.
+            **base_inputs: What only another base model reads, as that of `ProFusionXLPipeline` does; nothing here.
 
         Returns:
             `images`, and `nsfw_content_detected` of the safety checker or None.
@@ -329,6 +333,7 @@ class ProFusionPipeline(
             2
         """
         # 1. Check
+        self._check_base_inputs(base_inputs)
         guidance = guidance_rows.Guidance(
             guidance_scale=guidance_scale,
             class_guidance_scale=class_guidance_scale,
@@ -388,7 +393,7 @@ class ProFusionPipeline(
         placeholder = self.config.placeholder
         prompts = [text.replace(self.config.placeholder_alias or placeholder, placeholder) for text in prompts]
         null_texts = class_texts = None
-        if negative_prompt_embeds is None:
+        if negative_prompt_embeds is None and not (negative_prompt is None and self._null_is_zero):
             null_texts = negative_prompt or ""
             null_texts = call_inputs.list_texts("negative_prompt", null_texts, len(prompts), without=placeholder)
         has_class = class_noun is not None or class_prompt is not None
@@ -409,22 +414,27 @@ class ProFusionPipeline(
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
         if images and (guidance.uses_subject or starts_from_image or may_change):
             subjects = self._encode_images(images, height, width)
-        null_states, class_states = (
-            self._text_states(texts, given, tokens.num_pieces, lora_scale, num_images_per_prompt)
-            for texts, given in ((null_texts, negative_prompt_embeds), (class_texts, prompt_embeds))
+        null, class_text = (
+            self._text_of_pictures(texts, output, tokens.num_pieces, lora_scale, num_images_per_prompt)
+            for texts, output in (
+                (null_texts, text_encoders.TextOutput(negative_prompt_embeds, base_inputs.get(NULL_POOLED))),
+                (class_texts, text_encoders.TextOutput(prompt_embeds, base_inputs.get(CLASS_POOLED))),
+            )
         )  # [B, T, D]
+        null = null or self._zero_text(num_pictures, tokens.num_pieces)
         models = self._models_of(concepts)
         state = prediction.CallState(
             guidance=guidance,
-            null_states=null_states,
-            class_states=class_states,
-            references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null_states),
+            null_states=null.states,
+            class_states=class_text and class_text.states,
+            references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null.states),
             words=self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt),
             concepts=concepts,
             models=models,
             compiled=any(map(adapters.is_compiled, models.values())),
             cross_attention_kwargs=cross_attention_kwargs,
             lora_scale=lora_scale,
+            added=self._added_conditions(null, class_text, height, width, base_inputs),
         )
         fusion, refinement, unguided = self._plan_rows(state)
         subject = prediction.SharedSubject(guidance)
@@ -453,20 +463,52 @@ class ProFusionPipeline(
                 fusion, refinement, unguided = self._plan_rows(state)
 
         # 9. Decode
-        if output_type == "latent":
-            images, has_nsfw_concept = latents, None
-        else:
-            latents = latents / self.vae.config.scaling_factor
-            images = self.vae.decode(latents, return_dict=False, generator=generator)[0]  # [B, 3, H, W]
-            _check_finite(images, "the decoded pictures")
-            images, has_nsfw_concept = self.run_safety_checker(images, device, images.dtype)
-            harmless = [not flagged for flagged in has_nsfw_concept or [False] * len(images)]
-            images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=harmless)
+        images, has_nsfw_concept = latents, None
+        if output_type != "latent":
+            images, has_nsfw_concept = self._decode(latents, output_type, generator)
 
         self.maybe_free_model_hooks()
+        return self._output(images, has_nsfw_concept, return_dict)
+
+    # ----------------------------------------------- the steps that are others with another base model
+
+    _null_is_zero = False  # whether ∅ without a negative prompt is no text at all
+
+    def _check_base_inputs(self, base_inputs: dict[str, Any]) -> None:
+        for name in base_inputs:
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}.")
+
+    def _added_conditions(
+        self,
+        null: text_encoders.TextOutput,
+        class_text: text_encoders.TextOutput | None,
+        height: int,
+        width: int,
+        base_inputs: dict[str, Any],
+    ) -> Any:
+        """What the UNet reads beside the time."""
+        return None
+
+    def _decode(
+        self, latents: torch.Tensor, output_type: str, generator: torch.Generator | list[torch.Generator] | None
+    ) -> tuple[Any, list[bool] | None]:
+        """Pictures, and which of them the safety checker flagged."""
+        latents = latents / self.vae.config.scaling_factor
+        images = self.vae.decode(latents, return_dict=False, generator=generator)[0]  # [B, 3, H, W]
+        _check_finite(images, "the decoded pictures")
+        images, has_nsfw_concept = self.run_safety_checker(images, self._execution_device, images.dtype)
+        harmless = [not flagged for flagged in has_nsfw_concept or [False] * len(images)]
+        images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=harmless)
+        return images, has_nsfw_concept
+
+    def _output(
+        self, images: Any, has_nsfw_concept: list[bool] | None, return_dict: bool
+    ) -> StableDiffusionPipelineOutput | tuple:
         if not return_dict:
             return images, has_nsfw_concept
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
+
+    # -------------------------------------------------------------------------------- the steps themselves
 
     def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
         """The rows of both stages, and those without guidance, with the scales and the concepts of now."""

@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 
-from . import adapters, concept_loader, fusion_sampling, guidance_rows, prompt_pieces, subject_prompt
+from . import (
+    adapters,
+    concept_loader,
+    fusion_sampling,
+    guidance_rows,
+    prompt_pieces,
+    subject_prompt,
+    text_encoders,
+    xl_conditions,
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,10 +31,11 @@ class CallState:
         references: What S* is made from.
         words: Learnt words in place of S*, where a picture has them.
         concepts: Whose each picture is.
-        models: UNet, PromptNet and text encoder, by the names of the pipeline's components.
+        models: UNet, PromptNet and text encoders, by the names of the pipeline's components.
         compiled: Whether any of these is compiled.
         cross_attention_kwargs: What the UNet's attention processors take.
-        lora_scale: Of the text encoder's LoRA, on top of `set_adapters`.
+        lora_scale: Of the text encoders' LoRA, on top of `set_adapters`.
+        added: What Stable Diffusion XL's UNet reads beside the time; else None.
 
     Example:
         >>> replace(state, guidance=replace(state.guidance, guidance_scale=3.0))  # doctest: +SKIP
@@ -41,6 +51,12 @@ class CallState:
     compiled: bool
     cross_attention_kwargs: dict[str, Any] | None
     lora_scale: float
+    added: xl_conditions.AddedConditions | None = None
+
+    @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        """The one or two that read the prompt."""
+        return [model for name, model in self.models.items() if name.startswith("text_encoder")]
 
 
 class SharedSubject:
@@ -56,7 +72,7 @@ class SharedSubject:
 
     def __init__(self, guidance: guidance_rows.Guidance):
         self._guidance = guidance
-        self._made: tuple[torch.Tensor, int] | None = None
+        self._made: tuple[text_encoders.TextOutput, int] | None = None
 
     def begin_step(self, step: int) -> None:
         """Forget S* where it is to be made anew; where no prediction needed it so far, the first that does makes it.
@@ -67,9 +83,9 @@ class SharedSubject:
         if self._guidance.renews_subject(step):
             self._made = None
 
-    def text_states(
+    def text_output(
         self, state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[text_encoders.TextOutput, int]:
         """The text with S* in it, made from (x_t, t) if there is none to share.
 
         Args:
@@ -82,7 +98,7 @@ class SharedSubject:
             States for each reference [K, T, D], and L, how many of them are those of S*.
         """
         if self._made is None or not self._guidance.subject_every:
-            self._made = _subject_states(state, rows, latents, t)
+            self._made = _subject_text(state, rows, latents, t)
         return self._made
 
 
@@ -153,10 +169,18 @@ def predict(
     Example:
         >>> model_output = predict(state, refinement, latents, t, SharedSubject(state.guidance))  # doctest: +SKIP
     """
-    text_states = rows.text_states
+    text_states, pooled, added = rows.text_states, None, None
     if rows.has_subject:
-        states, num_words = subject.text_states(state, rows, latents, t)  # [K, T, D]
-        text_states = torch.cat([text_states, _subject_rows(state, rows, states, num_words)])  # [rows, T, D]
+        output, num_words = subject.text_output(state, rows, latents, t)
+        states, pooled = _subject_rows(state, rows, output, num_words)
+        text_states = torch.cat([text_states, states])  # [rows, T, D]
+    if state.added is not None:
+        added = state.added.of_rows(
+            num_null=rows.num_null,
+            num_class=rows.num_shared - rows.num_null,
+            words_pooled=state.words.pooled if len(rows.text_states) > rows.num_shared else None,
+            subject_pooled=pooled,
+        )
     unet = state.models["unet"]
     with adapters.computed_by(rows.adapters, compiled=state.compiled):
         output = unet(
@@ -164,6 +188,7 @@ def predict(
             t,
             encoder_hidden_states=text_states,
             cross_attention_kwargs=state.cross_attention_kwargs,
+            added_cond_kwargs=added,
             return_dict=False,
         )[0]  # [rows, C, h, w]
     # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
@@ -176,26 +201,34 @@ def predict(
     return fusion_sampling.rescale(guided, target, rows.rescale)
 
 
-def _subject_states(
+def _subject_text(
     state: CallState, rows: guidance_rows.GuidanceRows, latents: torch.Tensor, t: torch.Tensor
-) -> tuple[torch.Tensor, int]:
+) -> tuple[text_encoders.TextOutput, int]:
     """The text, or the piece of it, with S* of now in it, for each reference. [K, T, D], and L"""
-    references, promptnet, text_encoder = state.references, state.models["promptnet"], state.models["text_encoder"]
+    references, promptnet = state.references, state.models["promptnet"]
     with adapters.computed_by(rows.adapters[len(rows.text_states) :], compiled=state.compiled):
         words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
             0
         ]  # [K, L, D]
-    with subject_prompt.scaled_lora(text_encoder, state.lora_scale):
-        states = subject_prompt.encode_subject_prompts(
-            text_encoder, references.input_ids, references.positions, words
-        )  # [K, T, D]
-    return states, words.shape[1]
+    output = text_encoders.encode_ids(
+        state.text_encoders,
+        references.input_ids,
+        lora_scale=state.lora_scale,
+        positions=references.positions,
+        words=words,
+    )
+    return output, words.shape[1]
 
 
 def _subject_rows(
-    state: CallState, rows: guidance_rows.GuidanceRows, states: torch.Tensor, num_words: int
-) -> torch.Tensor:
-    """The states with S* as the UNet reads them: γ times S*. [K, T, D], or [K, n T, D] for a long prompt"""
-    references = state.references
-    states = subject_prompt.scale_subject_rows(states, references.positions, num_words, rows.subject_scale)
-    return states if references.around is None else prompt_pieces.put_piece(references.around, references.piece, states)
+    state: CallState, rows: guidance_rows.GuidanceRows, output: text_encoders.TextOutput, num_words: int
+) -> text_encoders.TextOutput:
+    """What the UNet reads of it: γ times S*. [K, T, D], or [K, n T, D] for a long prompt"""
+    references, pooled = state.references, output.pooled
+    states = subject_prompt.scale_subject_rows(output.states, references.positions, num_words, rows.subject_scale)
+    if references.around is None:
+        return text_encoders.TextOutput(states, pooled)
+    states = prompt_pieces.put_piece(references.around, references.piece, states)
+    if pooled is not None:
+        pooled = torch.where(references.piece[:, None] == 0, pooled, references.around_pooled)
+    return text_encoders.TextOutput(states, pooled)

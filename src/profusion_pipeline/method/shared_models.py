@@ -71,7 +71,8 @@ def one_call_at_a_time(call: Callable) -> Callable:
     @functools.wraps(call)
     def guarded(pipe: Any, *args: Any, **kwargs: Any) -> Any:
         checks.check_names(kwargs)
-        models = [model for model in (pipe.unet, pipe.text_encoder, pipe.promptnet) if model is not None]
+        models = (pipe.unet, pipe.promptnet, *(getattr(pipe, name) for _, name in pipe.TEXT_PARTS))
+        models = [model for model in models if model is not None]
         with (
             in_use([pipe.scheduler], to_change=True, advice="give each a pipeline of its own with `pipe.clone()`"),
             in_use(models, to_change=False, advice="draw when its concept is loaded or learnt"),

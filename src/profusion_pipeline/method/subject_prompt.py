@@ -157,18 +157,39 @@ def encode_subject_prompts(
         >>> words = torch.randn(1, 1, pipe.text_encoder.config.hidden_size)
         >>> states = encode_subject_prompts(pipe.text_encoder, ids, positions, words)
     """
+    with subject_in_place(text_encoder, positions, subject_embeds):
+        return text_encoder(input_ids).last_hidden_state  # [B, T, D]
+
+
+@contextmanager
+def subject_in_place(
+    text_encoder: CLIPTextModel, positions: torch.Tensor, subject_embeds: torch.Tensor
+) -> Iterator[None]:
+    """In the block, this thread's forwards of a text encoder have S* in their embedding sequence.
+
+    Args:
+        text_encoder: The UNet's, or one of them.
+        positions: As of [`encode_subject_prompts`]. [B]
+        subject_embeds: As of [`encode_subject_prompts`]. [B, L, D]
+
+    Raises:
+        ValueError: If the pseudo words aren't as wide as the text encoder.
+
+    Example:
+        >>> with subject_in_place(pipe.text_encoder, positions, words):  # doctest: +SKIP
+        ...     states = pipe.text_encoder(input_ids).last_hidden_state
+    """
     if subject_embeds.shape[-1] != text_encoder.config.hidden_size:
         raise ValueError(
             f"`subject_embeds` are {subject_embeds.shape[-1]} wide, but the text encoder has a width of "
             f"{text_encoder.config.hidden_size}."
         )
-
     text_model = getattr(text_encoder, "text_model", text_encoder)  # transformers 4 nests what 5 doesn't
     if _put_subject_in not in text_model.embeddings._forward_hooks.values():
         text_model.embeddings.register_forward_hook(_put_subject_in)
     before = _SUBJECT.set((positions, subject_embeds))
     try:
-        return text_encoder(input_ids).last_hidden_state  # [B, T, D]
+        yield
     finally:
         _SUBJECT.reset(before)
 
@@ -235,13 +256,31 @@ def encode_texts(
         >>> pipe = load_demo_pipeline()
         >>> states = encode_texts(pipe.text_encoder, pipe.tokenizer, ["a portrait of a person", ""], device="cpu")
     """
+    return text_encoder(tokenize_texts(tokenizer, texts).to(device)).last_hidden_state  # [P, T, D]
+
+
+def tokenize_texts(tokenizer: CLIPTokenizer, texts: list[str], *, name_what_is_cut: bool = True) -> torch.Tensor:
+    """ids = [bos, text, eos, padding]: tokens of texts without S*; what doesn't fit is cut, and named.
+
+    Args:
+        tokenizer: The text encoder's.
+        texts: P texts.
+        name_what_is_cut: Whether a warning names the words that don't fit.
+
+    Returns:
+        Ids. [P, T]
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> tokenize_texts(load_demo_pipeline().tokenizer, ["a portrait", ""]).shape
+        torch.Size([2, 64])
+    """
     length = tokenizer.model_max_length
     rows = [token_ids(tokenizer, text) for text in texts]
-    for row in rows:
+    for row in rows if name_what_is_cut else ():
         _name_cut(tokenizer, row[length - 2 :], length)
     rows = [[tokenizer.bos_token_id, *row[: length - 2], tokenizer.eos_token_id] for row in rows]
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows], device=device)
-    return text_encoder(ids).last_hidden_state  # [P, T, D]
+    return torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
 
 
 @contextmanager
