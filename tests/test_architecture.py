@@ -63,6 +63,7 @@ SHIPPED = {
     "text_encoders": {"torch"},
     "xl_conditions": {"torch"},
     "prompt_pieces": {"torch", "transformers"},
+    "text_alignment": {"torch", "transformers"},
     "guidance_rows": {"torch"},
     "shared_models": set(),
     "noise_levels": {"torch", "diffusers"},

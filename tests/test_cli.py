@@ -127,6 +127,7 @@ EXAMPLES = {
     "num_fusion_steps": (["2"], 2),
     "fusion_guidance_scale": (["4"], 4.0),
     "fusion_subject_scale": (["0.9"], 0.9),
+    "fusion_text": (["mixed"], "mixed"),
     "fusion_eta": (["0.5"], 0.5),
     "fusion_start": (["0.1"], 0.1),
     "fusion_end": (["0.6"], 0.6),

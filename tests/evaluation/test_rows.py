@@ -24,7 +24,7 @@ SETTINGS = [
     Setting(
         "PromptNet, L2",
         '{"steps": 50}',
-        Sampling(num_fusion_steps=2, fusion_eta=0.3, subject_every=4, base_guidance=True),
+        Sampling(num_fusion_steps=2, fusion_eta=0.3, fusion_text="mixed", subject_every=4, base_guidance=True),
     ),
 ]
 

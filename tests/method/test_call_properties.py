@@ -51,6 +51,7 @@ ARGUMENTS = {
     "height": st.sampled_from([None, 16, np.int64(32), 20, 10**6, -16, 16.0]),
     "latents": TENSORS,
     "generator": st.sampled_from([None, [], [1], "0"]),
+    "fusion_text": st.sampled_from(["scaled", "mixed", "loud", None, 3]),
     "output_type": st.sampled_from(["pt", "latent", "jpg", None]),
     "concept": st.sampled_from(["ada", ["ada", "bob"], 3]),
     "base_guidance": st.booleans(),

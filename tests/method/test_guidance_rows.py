@@ -125,6 +125,7 @@ def test_fields_are_plain_numbers():
         (dict(subject_every=4, guidance_scale=0.0, fusion_start=0.25, fusion_end=0.75), 2),
         (dict(subject_every=2, guidance_scale=0.0, fusion_guidance_scale=0.0), 0),
         (dict(guidance_scale=0.0, class_guidance_scale=0.0), 8),
+        (dict(fusion_text="mixed", class_guidance_scale=0.0, subject_every=1), 8),
     ],
 )
 @pytest.mark.parametrize("references", [1, 2])

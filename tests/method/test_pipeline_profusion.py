@@ -481,7 +481,7 @@ BAD = [
     ),
     (dict(image=None), ValueError, "`image` or `subject` must be given"),
     (dict(subject="ada"), ValueError, "`image` and `subject` must not both be given"),
-    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding, got str"),
+    (dict(image=None, subject="ada"), TypeError, "`subject` must be a SubjectEmbedding or a LearntSubject, got str"),
     (dict(image=[]), ValueError, "`image` is an empty list"),
     (dict(image="nowhere.png"), ValueError, "nowhere.png"),
     (dict(image=3), TypeError, "int"),
@@ -519,6 +519,17 @@ BAD = [
     (dict(guidance_scale="7"), TypeError, "`guidance_scale` must be a number, got '7'"),
     (dict(fusion_eta=2.0), ValueError, r"`fusion_eta` must be at most 1\.\d+ with this schedule, got 2.0"),
     (dict(fusion_eta=float("nan")), ValueError, "`fusion_eta` must be a finite number"),
+    (dict(fusion_text="loud"), ValueError, "`fusion_text` must be 'scaled' or 'mixed', got 'loud'"),
+    (
+        dict(fusion_text="mixed", prompt_embeds=torch.zeros(1, 77, 32)),
+        ValueError,
+        '`fusion_text="mixed"` and `prompt_embeds` must not both be given',
+    ),
+    (
+        dict(fusion_text="mixed", class_guidance_scale=0.0, class_noun=None),
+        ValueError,
+        "`class_noun` or `class_prompt` must say .* or `fusion_text` is 'mixed', got None for both",
+    ),
     (dict(fusion_start=-0.1), ValueError, "`fusion_start` must be a finite number of at least 0, got -0.1"),
     (dict(fusion_end="1"), TypeError, "`fusion_end` must be a number, got '1'"),
     (dict(fusion_start=0.5, fusion_end=0.5), ValueError, "`fusion_start` must be less than `fusion_end`, and that at"),
@@ -609,7 +620,7 @@ def test_subject_of_another_pipeline_or_size(pipe):
     broken = SimpleNamespace(**vars(subject) | {"image_states": nan_like(subject.image_states)})  # as a concept may be
     with pytest.raises(ValueError, match=r"`subject\[1\].image_states` must hold finite numbers, got 120 that aren't"):
         latents_of(pipe, ["S*", "S*"], subject=[subject, broken])
-    with pytest.raises(TypeError, match=r"`subject\[1\]` must be a SubjectEmbedding, got str"):
+    with pytest.raises(TypeError, match=r"`subject\[1\]` must be a SubjectEmbedding or a LearntSubject, got str"):
         latents_of(pipe, ["S*", "S*"], subject=[subject, "ada"])
 
 

@@ -114,8 +114,8 @@ def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, cl
         return list_texts("class_prompt", class_prompt, len(prompts), without=placeholder)
     if class_noun is None:
         raise ValueError(
-            "`class_noun` or `class_prompt` must say the prompt without S*, because `class_guidance_scale` isn't 0, "
-            "got None for both."
+            "`class_noun` or `class_prompt` must say the prompt without S*, because `class_guidance_scale` isn't 0 "
+            "or `fusion_text` is 'mixed', got None for both."
         )
     nouns = list_texts("class_noun", class_noun, len(prompts), without=placeholder)
     return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]

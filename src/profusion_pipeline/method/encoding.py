@@ -18,6 +18,7 @@ from . import (
     reference_images,
     subject_embedding,
     subject_prompt,
+    text_alignment,
     text_encoders,
 )
 
@@ -249,8 +250,12 @@ class EncodingMixin:
         texts: list[str] | None,
         num_subject_tokens: int,
         given: dict[str, torch.Tensor | None],
+        align_with: list[str] | None = None,
     ) -> prompt_pieces.SubjectTokens:
-        """Tokens of the prompts, in as many pieces as `texts` or given states need; whole if `texts` is None."""
+        """Tokens of the prompts, in as many pieces as `texts` or given states need; whole if `texts` is None.
+
+        With class prompts to `align_with` they know their partners in these.
+        """
         words = dict(placeholder=self.config.placeholder, num_subject_tokens=num_subject_tokens)
         own = [(tokenizer, self._with_learnt_words(prompts, tokenizer)) for tokenizer in self._tokenizers]
         length = self.tokenizer.model_max_length
@@ -272,7 +277,11 @@ class EncodingMixin:
         shape = (len(prompts), length * (tokens.num_pieces or 1), width)
         for name, tensor in given.items():
             checks.check_tensor(name, tensor, shape, self.text_encoder.dtype)
-        return tokens
+        if align_with is None:
+            return tokens
+        class_texts = self._with_learnt_words(align_with, self.tokenizer)
+        partners = text_alignment.align_prompts(*own[0], class_texts, of_each[0], **words)
+        return tokens._replace(partners=partners)
 
     def _text_of_pictures(
         self,
@@ -308,10 +317,11 @@ class EncodingMixin:
         like: torch.Tensor,
     ) -> guidance_rows.ReferenceRows:
         """What S* is made from, with what the text encoders make of the pieces around it."""
-        subjects, pieces = [None if learnt_subject.is_learnt(one) else one for one in subjects], {}
+        subjects = [None if learnt_subject.is_learnt(one) else one for one in subjects]
+        pieces = {"partners": tokens.partners}
         if tokens.num_pieces is not None and any(subjects):
             around, pooled = self._encode_pieces(tokens.pieces, lora_scale)
-            pieces = dict(around=around, piece=tokens.piece, around_pooled=None if pooled is None else pooled[:, 0])
+            pieces |= dict(around=around, piece=tokens.piece, around_pooled=None if pooled is None else pooled[:, 0])
         return guidance_rows.ReferenceRows.of(
             subjects, tokens.input_ids, tokens.positions, num_images_per_prompt, like=like, **pieces
         )
@@ -347,8 +357,9 @@ class EncodingMixin:
         num_pieces: int | None,
         lora_scale: float,
         num_images_per_prompt: int,
+        align_with: list[str] | None = None,
     ) -> guidance_rows.WordRows | None:
-        """Text states with learnt words, for each picture that has them."""
+        """Text states with learnt words, for each picture that has them; `align_with` as of `_tokenize`."""
         if not learnt:
             return None
         states, pooled = self._encode_texts([one.text for one in learnt], lora_scale, num_pieces)  # [P, T, D], [P, F]
@@ -360,8 +371,13 @@ class EncodingMixin:
                 row[piece * length + place + 1] = True  # behind the begin token
         pictures = torch.arange(num_images_per_prompt)
         owner = torch.cat([one.number * num_images_per_prompt + pictures for one in learnt])
-        states, places, pooled = (
+        partners = None
+        if align_with is not None:
+            pairs = zip(*((one.text, align_with[one.number]) for one in learnt), strict=True)
+            texts, class_texts = (self._with_learnt_words([*each], self.tokenizer) for each in pairs)
+            partners = text_alignment.align_texts(self.tokenizer, texts, class_texts, num_pieces)
+        states, places, pooled, partners = (
             None if one is None else one.to(states.device).repeat_interleave(num_images_per_prompt, dim=0)
-            for one in (states, places, pooled)
+            for one in (states, places, pooled, partners)
         )
-        return guidance_rows.WordRows(states, places, owner.to(states.device), pooled)
+        return guidance_rows.WordRows(states, places, owner.to(states.device), pooled, partners)

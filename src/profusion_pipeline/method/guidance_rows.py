@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import checks
+from . import checks, text_alignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Guidance:
         num_fusion_steps: m, fusion steps at every timestep.
         fusion_guidance_scale: ω_f, towards subject and text together in the fusion stage.
         fusion_subject_scale: γ, the strength of S* in the fusion stage.
+        fusion_text: What γ does: "scaled" multiplies the state of S*, "mixed" mixes the text with S* into the class
+            prompt's.
         fusion_eta: η, how much noise a fusion step renews.
         fusion_start: Share of the steps after which the fusion stage begins.
         fusion_end: Share of the steps at which it ends.
@@ -57,6 +59,7 @@ class Guidance:
     num_fusion_steps: int
     fusion_guidance_scale: float
     fusion_subject_scale: float
+    fusion_text: str
     fusion_eta: float
     fusion_start: float
     fusion_end: float
@@ -66,9 +69,11 @@ class Guidance:
     subject_every: int
 
     def __post_init__(self):
+        checks.check_choice("fusion_text", self.fusion_text, ("scaled", "mixed"))
         for field in fields(self):
-            check = checks.check_count if field.type is int else checks.check_number
-            object.__setattr__(self, field.name, check(field.name, getattr(self, field.name), at_least=0))
+            if field.type in (int, float):
+                check = checks.check_count if field.type is int else checks.check_number
+                object.__setattr__(self, field.name, check(field.name, getattr(self, field.name), at_least=0))
         checks.check_number("guidance_rescale", self.guidance_rescale, at_most=1)
         for stage in ("fusion", "guidance"):
             start, end = getattr(self, f"{stage}_start"), getattr(self, f"{stage}_end")
@@ -95,6 +100,16 @@ class Guidance:
     def uses_subject(self) -> bool:
         """Whether S* has a weight in any stage."""
         return self.guidance_scale > 0 or (self.num_fusion_steps > 0 and self.fusion_guidance_scale > 0)
+
+    @property
+    def mixes_text(self) -> bool:
+        """Whether the fusion stage mixes the prompt with S* into the class prompt."""
+        return self.num_fusion_steps > 0 and self.fusion_text == "mixed"
+
+    @property
+    def reads_class(self) -> bool:
+        """Whether the class prompt is read in any stage."""
+        return self.class_guidance_scale > 0 or self.mixes_text
 
     def fused_steps(self, num_steps: int) -> list[bool]:
         """Which steps have a fusion stage, as far as their number says it.
@@ -165,7 +180,7 @@ class Guidance:
         Returns:
             Texts of all steps together.
         """
-        return 1 + (self.class_guidance_scale > 0) + self.promptnet_calls(num_inference_steps)
+        return 1 + self.reads_class + self.promptnet_calls(num_inference_steps)
 
     def renews_subject(self, step: int) -> bool:
         """Whether the first prediction of a step makes S* anew, and those after it share it.
@@ -230,6 +245,7 @@ class ReferenceRows:
         around: Text states of all pieces of a long prompt, or None. [K, n, T, D]
         piece: Which of them holds S*, or None. [K]
         around_pooled: Pooled text of the first piece of a long prompt, of Stable Diffusion XL, or None. [K, F]
+        partners: For each text state the one of the class prompt that belongs to it, or None. [K, n T]
 
     Example:
         >>> ReferenceRows.of([], torch.zeros(1, 77), torch.zeros(1), 1, like=torch.zeros(1, 77, 8)).weights
@@ -246,6 +262,7 @@ class ReferenceRows:
     around: torch.Tensor | None = None
     piece: torch.Tensor | None = None
     around_pooled: torch.Tensor | None = None
+    partners: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -259,6 +276,7 @@ class ReferenceRows:
         around: torch.Tensor | None = None,
         piece: torch.Tensor | None = None,
         around_pooled: torch.Tensor | None = None,
+        partners: torch.Tensor | None = None,
     ) -> "ReferenceRows":
         """Lay out the references of a call.
 
@@ -272,6 +290,7 @@ class ReferenceRows:
             around: Text states of all pieces of long prompts, or None. [P, n, T, D]
             piece: Which of them holds S*, or None. [P]
             around_pooled: Pooled text of the first piece of each, or None. [P, F]
+            partners: For each text state the one of the class prompt that belongs to it, or None. [P, n T]
 
         Returns:
             The rows, picture by picture.
@@ -311,6 +330,7 @@ class ReferenceRows:
             around=None if around is None else around[prompts],
             piece=None if piece is None else piece[prompts].to(like.device),
             around_pooled=None if around_pooled is None else around_pooled[prompts],
+            partners=None if partners is None else partners[prompts].to(like.device),
         )
 
 
@@ -323,6 +343,7 @@ class WordRows:
         places: Which of them are those of the words. [J, T]
         owner: The picture of each row. [J]
         pooled: Pooled text, of Stable Diffusion XL, or None. [J, F]
+        partners: For each text state the one of the class prompt that belongs to it, or None. [J, T]
 
     Example:
         >>> rows = WordRows(torch.ones(1, 3, 1), torch.tensor([[False, True, False]]), torch.tensor([0]))
@@ -334,6 +355,7 @@ class WordRows:
     places: torch.Tensor
     owner: torch.Tensor
     pooled: torch.Tensor | None = None
+    partners: torch.Tensor | None = None
 
     def scaled(self, scale: float) -> torch.Tensor:
         """c[S*] ← γ c[S*], as `subject_prompt.scale_subject_rows` does it.
@@ -345,6 +367,18 @@ class WordRows:
             Text states. [J, T, D]
         """
         return self.states if scale == 1 else torch.where(self.places[..., None], scale * self.states, self.states)
+
+    def mixed(self, scale: float, class_states: torch.Tensor) -> torch.Tensor:
+        """E_γ = E_C + γ (E_{S*,C} - E_C), as `text_alignment.mix` does it.
+
+        Args:
+            scale: γ.
+            class_states: E_C of each picture. [B, T, D]
+
+        Returns:
+            Text states. [J, T, D]
+        """
+        return text_alignment.mix(self.states, class_states[self.owner], self.partners, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,6 +393,7 @@ class GuidanceRows:
         num_shared: The number of rows with ∅ or C.
         has_subject: Whether there are rows with S* that PromptNet makes.
         subject_scale: γ, by which the text states of S* are multiplied.
+        mixes_text: Whether γ mixes the text with S* into that of the class prompt instead.
         rescale: φ, how far the guided prediction gets the deviation of another.
         target: Of what rows that one is a mixture, their weights; None where φ is 0. [rows without ∅]
         adapters: The adapter that computes each row; empty where no concept is used.
@@ -377,6 +412,7 @@ class GuidanceRows:
     num_shared: int
     has_subject: bool
     subject_scale: float
+    mixes_text: bool = False
     rescale: float = 0.0
     target: torch.Tensor | None = None
     adapters: tuple[str, ...] = ()
@@ -391,6 +427,7 @@ class GuidanceRows:
         subject_weights: list[float],
         *,
         subject_scale: float,
+        mixes_text: bool = False,
         rescale: float = 0.0,
         proportions: Sequence[float] = (),
         words: WordRows | None = None,
@@ -405,6 +442,7 @@ class GuidanceRows:
             class_weight: ω_2, of C for every picture.
             subject_weights: The weight of S* from each reference; all of them are 0, or none. [K]
             subject_scale: γ.
+            mixes_text: Whether γ mixes both texts; then `class_states` are read.
             rescale: φ. The deviation is that of ε_{S*,C}, mixed of all references of a picture as the fusion stage
                 mixes them; that of ε_C where S* has no weight. Nothing is rescaled where neither has one.
             proportions: w_r / Σw of each reference, for `rescale`. [K]
@@ -431,7 +469,9 @@ class GuidanceRows:
         has_null, has_class, _ = map(any, zip(*needed, strict=True))
         has_words, has_subject = any(word_weights), any(subject_weights)
         text_states = [null_states] * has_null + [class_states] * has_class
-        text_states += [words.scaled(subject_scale)] if has_words else []
+        if has_words:
+            at_strength = words.mixed(subject_scale, class_states) if mixes_text else words.scaled(subject_scale)
+            text_states.append(at_strength)
         owner = [pictures] * (has_null + has_class) + [word_owner] * has_words + [reference_owner] * has_subject
         weights = [class_weight] * num_pictures * has_class + word_weights * has_words + subject_weights * has_subject
         target = [float(not (has_words or has_subject))] * num_pictures * has_class
@@ -445,6 +485,7 @@ class GuidanceRows:
             num_shared=num_pictures * (has_null + has_class),
             has_subject=has_subject,
             subject_scale=subject_scale,
+            mixes_text=mixes_text,
             rescale=rescale,
             target=torch.tensor(target, dtype=torch.float32, device=device) if rescale else None,
         )

@@ -222,6 +222,7 @@ class ProFusionPipeline(
         num_fusion_steps: int = 1,
         fusion_guidance_scale: float = 7.0,
         fusion_subject_scale: float = 0.6,
+        fusion_text: str = "scaled",
         fusion_eta: float = 1.0,
         fusion_start: float = 0.0,
         fusion_end: float = 1.0,
@@ -278,6 +279,9 @@ class ProFusionPipeline(
                 text closer together, each at the price of two UNet rows.
             fusion_guidance_scale: ω_f, towards subject and text together in the fusion stage.
             fusion_subject_scale: γ, the strength of S* in the fusion stage; below 1 the text gains.
+            fusion_text: What γ does. "scaled", the authors' way: it multiplies the text state of S* alone; those after
+                it have heard S* in full. "mixed": all text states go from the class prompt's (γ = 0) to those with S*
+                (γ = 1). Where the noun takes more places than S*, its last tokens are mixed with S*.
             fusion_eta: η, how much noise a fusion step renews; 0 makes it the identity. The largest value allowed
                 depends on the schedule and is at least 1.41.
             fusion_start: Share of the steps after which the fusion stage begins, 0 to 1.
@@ -340,6 +344,7 @@ class ProFusionPipeline(
             num_fusion_steps=num_fusion_steps,
             fusion_guidance_scale=fusion_guidance_scale,
             fusion_subject_scale=fusion_subject_scale,
+            fusion_text=fusion_text,
             fusion_eta=fusion_eta,
             fusion_start=fusion_start,
             fusion_end=fusion_end,
@@ -396,15 +401,17 @@ class ProFusionPipeline(
         if negative_prompt_embeds is None and not (negative_prompt is None and self._null_is_zero):
             null_texts = negative_prompt or ""
             null_texts = call_inputs.list_texts("negative_prompt", null_texts, len(prompts), without=placeholder)
-        has_class = class_noun is not None or class_prompt is not None
-        if prompt_embeds is None and (guidance.class_guidance_scale > 0 or (may_change and has_class)):
+        checks.check_not_both('fusion_text="mixed"', guidance.mixes_text or None, "prompt_embeds", prompt_embeds)
+        reads_class = guidance.reads_class or (may_change and (class_noun is not None or class_prompt is not None))
+        if prompt_embeds is None and reads_class:
             class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
         given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         learnt = self._learnt_prompts(prompts, subjects, long_prompts) if guidance.uses_subject or may_change else []
         texts = [*(null_texts or ()), *(class_texts or ()), *(one.text for one in learnt)] if long_prompts else None
         prompts = learnt_subject.without_learnt(prompts, subjects, placeholder)
         num_words = 1 if self.promptnet is None else self.promptnet.num_subject_tokens(*grid)
-        tokens = self._tokenize(prompts, texts, num_words, given)
+        align_with = class_texts if guidance.mixes_text else None
+        tokens = self._tokenize(prompts, texts, num_words, given, align_with)
 
         # 5. Which timesteps, which of them have a fusion stage, and which of them guide
         device = self._execution_device
@@ -428,7 +435,7 @@ class ProFusionPipeline(
             null_states=null.states,
             class_states=class_text and class_text.states,
             references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null.states),
-            words=self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt),
+            words=self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt, align_with),
             concepts=concepts,
             models=models,
             compiled=any(map(adapters.is_compiled, models.values())),
@@ -437,7 +444,7 @@ class ProFusionPipeline(
             added=self._added_conditions(null, class_text, height, width, base_inputs),
         )
         fusion, refinement, unguided = self._plan_rows(state)
-        subject = prediction.SharedSubject(guidance)
+        shared = prediction.SharedSubject(guidance)
 
         # 7. Draw the initial latents
         latents = self._initial_latents(latents, shape, generator, state, begin, subjects if starts_from_image else [])
@@ -448,14 +455,14 @@ class ProFusionPipeline(
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
                 continue
-            subject.begin_step(i)
+            shared.begin_step(i)
             for _ in range(guidance.num_fusion_steps if plan[i] else 0):
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
                 model_input = self.scheduler.scale_model_input(latents, t)
-                model_output = prediction.predict(state, fusion, model_input, t, subject)
+                model_output = prediction.predict(state, fusion, model_input, t, shared)
                 latents = self._fuse(latents, model_output, noise, *plan[i])
             rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
-            model_output = prediction.predict(state, rows, model_input, t, subject)
+            model_output = prediction.predict(state, rows, model_input, t, shared)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
             if callback_on_step_end is not None:

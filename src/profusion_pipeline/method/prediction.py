@@ -15,6 +15,7 @@ from . import (
     guidance_rows,
     prompt_pieces,
     subject_prompt,
+    text_alignment,
     text_encoders,
     xl_conditions,
 )
@@ -124,6 +125,7 @@ def plan_rows(state: CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
         class_weight=0.0,
         subject_weights=[guidance.fusion_guidance_scale * proportion for proportion in references.proportions],
         subject_scale=guidance.fusion_subject_scale,
+        mixes_text=guidance.mixes_text,
     )
     refinement = guidance_rows.GuidanceRows.plan(
         *shared,
@@ -175,10 +177,11 @@ def predict(
         states, pooled = _subject_rows(state, rows, output, num_words)
         text_states = torch.cat([text_states, states])  # [rows, T, D]
     if state.added is not None:
+        words = state.words if len(rows.text_states) > rows.num_shared else None
         added = state.added.of_rows(
             num_null=rows.num_null,
             num_class=rows.num_shared - rows.num_null,
-            words_pooled=state.words.pooled if len(rows.text_states) > rows.num_shared else None,
+            words_pooled=None if words is None else _mixed_pooled(state, rows, words.pooled, words.owner),
             subject_pooled=pooled,
         )
     unet = state.models["unet"]
@@ -223,12 +226,24 @@ def _subject_text(
 def _subject_rows(
     state: CallState, rows: guidance_rows.GuidanceRows, output: text_encoders.TextOutput, num_words: int
 ) -> text_encoders.TextOutput:
-    """What the UNet reads of it: γ times S*. [K, T, D], or [K, n T, D] for a long prompt"""
-    references, pooled = state.references, output.pooled
-    states = subject_prompt.scale_subject_rows(output.states, references.positions, num_words, rows.subject_scale)
-    if references.around is None:
-        return text_encoders.TextOutput(states, pooled)
-    states = prompt_pieces.put_piece(references.around, references.piece, states)
-    if pooled is not None:
-        pooled = torch.where(references.piece[:, None] == 0, pooled, references.around_pooled)
-    return text_encoders.TextOutput(states, pooled)
+    """What the UNet reads of it at the strength γ. [K, T, D], or [K, n T, D] for a long prompt"""
+    references, (states, pooled) = state.references, output
+    if not rows.mixes_text:
+        states = subject_prompt.scale_subject_rows(states, references.positions, num_words, rows.subject_scale)
+    if references.around is not None:
+        states = prompt_pieces.put_piece(references.around, references.piece, states)  # [K, n T, D]
+        if pooled is not None:
+            pooled = torch.where(references.piece[:, None] == 0, pooled, references.around_pooled)
+    if rows.mixes_text:
+        class_states = state.class_states[references.owner]  # [K, n T, D]
+        states = text_alignment.mix(states, class_states, references.partners, rows.subject_scale)
+    return text_encoders.TextOutput(states, _mixed_pooled(state, rows, pooled, references.owner))
+
+
+def _mixed_pooled(
+    state: CallState, rows: guidance_rows.GuidanceRows, pooled: torch.Tensor | None, owner: torch.Tensor
+) -> torch.Tensor | None:
+    """Pooled text with S*, at the strength γ where it is mixed into that of C. [K, F]"""
+    if pooled is None or not rows.mixes_text:
+        return pooled
+    return torch.lerp(state.added.class_pooled[owner], pooled, rows.subject_scale)

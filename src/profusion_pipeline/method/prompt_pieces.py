@@ -23,12 +23,14 @@ class SubjectTokens(NamedTuple):
         positions: The place of S* in them. [P]
         pieces: All pieces, or None. [P, n, T]
         piece: Which of them holds S*, or None. [P]
+        partners: For each place the one in the class prompt that belongs to it, or None. [P, n T]
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     pieces: torch.Tensor | None = None
     piece: torch.Tensor | None = None
+    partners: torch.Tensor | None = None
 
     @property
     def num_pieces(self) -> int | None:

@@ -18,7 +18,7 @@ def test_profusion_is_the_call_of_the_pipeline():
     pipe = listening_pipeline()
     call = dict(guidance_scale=3.0, class_guidance_scale=2.0, fusion_guidance_scale=4.0, fusion_subject_scale=0.7)
     course = dict(subject_every=2, guidance_start=0.3, guidance_end=0.9, guidance_rescale=0.4)
-    fusion = dict(num_fusion_steps=2, fusion_eta=0.8, fusion_start=0.3)
+    fusion = dict(num_fusion_steps=2, fusion_text="mixed", fusion_eta=0.8, fusion_start=0.3)
     sampling = Sampling(num_inference_steps=3, guidance=0.5, **fusion, **course)
     expected = call | dict(num_inference_steps=3) | fusion | course
     expected |= dict(guidance_scale=1.5, fusion_guidance_scale=2.0)

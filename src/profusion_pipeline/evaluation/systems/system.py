@@ -58,6 +58,7 @@ class Sampling:
         num_fusion_steps: m, fusion steps at every timestep.
         fusion_guidance_scale: ω_f before `guidance` multiplies it; the system's own if None.
         fusion_subject_scale: γ; the system's own if None.
+        fusion_text: What γ does, "scaled" or "mixed"; the system's own if None.
         fusion_eta: η; the system's own if None.
         fusion_start: Share of the steps before the first with a fusion stage, 0 to 1.
         fusion_end: Share of the steps after which there is no fusion stage, 0 to 1.
@@ -81,6 +82,7 @@ class Sampling:
     num_fusion_steps: int = 1
     fusion_guidance_scale: float | None = None
     fusion_subject_scale: float | None = None
+    fusion_text: str | None = None
     fusion_eta: float | None = None
     fusion_start: float = 0.0
     fusion_end: float = 1.0
