@@ -49,6 +49,7 @@ SHIPPED = {
     "whole_files": {"safetensors"},
     "reference_images": {"torch", "numpy", "PIL"},
     "picture_file": {"PIL"},
+    "faces": {"numpy", "PIL", "diffusers"},
     "framing": {"torch", "PIL", "diffusers", "transformers"},
     "quoting": set(),
     "adapters": {"torch", "numpy"},

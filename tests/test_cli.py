@@ -120,6 +120,7 @@ EXAMPLES = {
     "image_weights": (["0.5"], [0.5]),
     "height": (["32"], 32),
     "width": (["32"], 32),
+    "crop_face": (["auto"], "auto"),
     "num_inference_steps": (["3"], 3),
     "strength": (["0.7"], 0.7),
     "guidance_scale": (["3"], 3.0),

@@ -214,12 +214,18 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
 
     from .common.open_pipeline import load_pipeline
     from .demo import load_photo
+    from .method.checks import check_choice
+    from .method.faces import AUTO, crop_face
 
     photos = [(source, load_photo(source, name="--image")) for source in work.images]
+    seen = [photo for _, photo in photos]
+    if work.settings.get("crop_face") is not None:
+        check_choice("crop_face", work.settings["crop_face"], (AUTO,))
+        seen = [crop_face(photo, warn=lambda text: print(text, file=sys.stderr)) for photo in seen]
     pipe = load_pipeline(work.model, **chosen_place(work.device, work.dtype))
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
     generators = [torch.Generator().manual_seed(seed) for seed in work.seeds]
-    settings = dict(work.settings)
+    settings = {name: value for name, value in work.settings.items() if name != "crop_face"}
     if work.concepts:
         names = {source: f"concept-{number}" for number, source in enumerate(dict.fromkeys(work.concepts), start=1)}
         for source, name in names.items():
@@ -228,7 +234,7 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
         settings["concept"] = of_prompt[0] if len(of_prompt) == 1 else of_prompt
     else:
         encoding = (settings.pop(name, None) for name in OF_REFERENCES)
-        settings["subject"] = pipe.encode_subject([photo for _, photo in photos], *encoding)
+        settings["subject"] = pipe.encode_subject(seen, *encoding)
     prompt = work.prompts[0] if len(work.prompts) == 1 else work.prompts
     pictures = pipe(prompt, generator=generators, **settings).images
     wanted = range(len(pictures)) if work.only is None else [work.only]

@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer, CLIPVisionModel
 from . import (
     call_inputs,
     checks,
+    faces,
     framing,
     guidance_rows,
     learnt_subject,
@@ -84,6 +85,7 @@ class EncodingMixin:
         weights: list[float] | None = None,
         height: int | None = None,
         width: int | None = None,
+        crop_face: str | None = None,
     ) -> subject_embedding.SubjectEmbedding:
         """Encode reference pictures of one subject once, to be saved or given to many calls as `subject`.
 
@@ -93,11 +95,13 @@ class EncodingMixin:
             height: Of the pictures to be made, in pixels. References are scaled and cropped to it. The UNet's trained
                 size if None.
             width: As `height`.
+            crop_face: As of the call.
 
         Returns:
             The subject, on the pipeline's device.
 
         Raises:
+            ImportError: Faces are to be found and OpenCV 4 isn't installed.
             TypeError: A reference is nothing that makes a picture.
             ValueError: A reference can't be read, a size or weight is out of range, or there is no image encoder.
 
@@ -108,7 +112,7 @@ class EncodingMixin:
         """
         call_inputs.check_components_fit(self.components)
         call_inputs.check_image_encoder(self.components)
-        references = reference_images.load_reference_images(image)
+        references = self._read_references(image, crop_face)
         weights = checks.check_weights(weights, len(references))
         subject = self._encode_references(
             references, weights, *call_inputs.choose_size(height, width, [], self.components)
@@ -157,7 +161,11 @@ class EncodingMixin:
         return prompt_embeds, negative_prompt_embeds
 
     def _read_images(
-        self, prompt: str | list[str], image: reference_images.Reference | list, image_weights: list | None
+        self,
+        prompt: str | list[str],
+        image: reference_images.Reference | list,
+        image_weights: list | None,
+        crop_face: str | None,
     ) -> list[tuple[int, list[Image.Image], list[float]]]:
         """For each prompt a key of its `image`, the references in it and their weights."""
         call_inputs.check_image_encoder(self.components)
@@ -165,10 +173,19 @@ class EncodingMixin:
         read, files = [], {}
         for one, weights in zip(images, call_inputs.list_weights(image_weights, len(images)), strict=True):
             if id(one) not in files:  # an open file can be read once
-                files[id(one)] = reference_images.load_reference_images(one)
+                files[id(one)] = self._read_references(one, crop_face)
             references = files[id(one)]
             read.append((id(one), references, checks.check_weights(weights, len(references))))
         return read
+
+    @staticmethod
+    def _read_references(
+        image: reference_images.Reference | list[reference_images.Reference], crop_face: str | None
+    ) -> list[Image.Image]:
+        if crop_face is not None:
+            checks.check_choice("crop_face", crop_face, (faces.AUTO,))
+        references = reference_images.load_reference_images(image)
+        return references if crop_face is None else [faces.crop_face(reference) for reference in references]
 
     def _encode_images(
         self, images: list[tuple[int, list[Image.Image], list[float]]], height: int, width: int

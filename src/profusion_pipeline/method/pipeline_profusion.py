@@ -215,6 +215,7 @@ class ProFusionPipeline(
         image_weights: list[float] | list[list[float]] | None = None,
         height: int | None = None,
         width: int | None = None,
+        crop_face: str | None = None,
         num_inference_steps: int = 50,
         strength: float = 1.0,
         guidance_scale: float = 7.0,
@@ -270,6 +271,8 @@ class ProFusionPipeline(
             height: Of the pictures in pixels, a multiple of VAE factor x PromptNet's grid (64 for Stable Diffusion).
                 The subject's if one is given, else the UNet's trained size.
             width: As `height`.
+            crop_face: "auto" cuts each photo to its face, as the pictures of FFHQ were cut, and needs OpenCV 4; None
+                takes its middle. A `subject` is encoded already.
             num_inference_steps: Denoising steps, 1 or more. More are slower and more exact.
             strength: In (0, 1]. Below 1 the call starts that far into the schedule, from the noised first reference,
                 or from `latents` as they are.
@@ -324,6 +327,7 @@ class ProFusionPipeline(
             `images`, and `nsfw_content_detected` of the safety checker or None.
 
         Raises:
+            ImportError: `crop_face` is given and OpenCV 4 isn't installed.
             TypeError: An argument is of another type than said above.
             ValueError: An argument is out of range, arguments contradict each other, the scheduler can't carry the
                 fusion stage, or components don't fit. Nothing has been computed then.
@@ -378,7 +382,7 @@ class ProFusionPipeline(
             class_noun = [one.class_noun for one in subject]
         if image is None and subject is None and (guidance.uses_subject or starts_from_image):
             raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
-        images = [] if image is None else self._read_images(prompt, image, image_weights)
+        images = [] if image is None else self._read_images(prompt, image, image_weights, crop_face)
         subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet)
         class_noun = call_inputs.class_nouns(subjects, class_noun)
         if starts_from_image and any(map(learnt_subject.is_learnt, subjects)):
