@@ -60,6 +60,7 @@ SHIPPED = {
     "call_inputs": set(),
     "checks": {"torch"},
     "callbacks": {"torch"},
+    "output": {"PIL", "diffusers"},
     "prediction": {"torch"},
     "text_encoders": {"torch"},
     "xl_conditions": {"torch"},

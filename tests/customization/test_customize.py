@@ -1,3 +1,4 @@
+import io
 import math
 import os
 import subprocess
@@ -305,3 +306,10 @@ def test_fused_projections(pipe):
     pipe.promptnet.fuse_qkv_projections()
     with pytest.raises(ValueError, match="changes to_q, to_k and to_v, which PromptNet has fused"):
         pipe.customize(photo())
+
+
+def test_a_thumbnail_is_kept_where_it_was_agreed_to(pipe):
+    assert pipe.customize(photo(), QUICK, steps=1).thumbnail is None
+    kept = pipe.customize(photo(300), QUICK, steps=1, keep_thumbnail=True).thumbnail
+    with Image.open(io.BytesIO(kept)) as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("JPEG", (128, 128))

@@ -1,4 +1,5 @@
 import ast
+import base64
 import dataclasses
 import json
 import os
@@ -63,6 +64,40 @@ def test_the_header_is_json_that_anybody_can_read(tmp_path):
 def test_a_notebook_shows_a_line():
     assert repr(make()) == "Concept('woman', mode='lora', 100 steps, loss 0.2500, 0.00 MB, for 'owner/base')"
     assert len(repr(make(class_noun="x" * 200, base_model="y" * 10**6))) <= 300
+
+
+JPEG = b"\xff\xd8 of a face"
+
+
+def test_a_thumbnail_is_kept_and_shown(tmp_path):
+    make(thumbnail=JPEG).save_pretrained(tmp_path)
+    concept = Concept.from_pretrained(tmp_path)
+    assert concept.thumbnail == JPEG
+    assert f'<img src="data:image/jpeg;base64,{base64.b64encode(JPEG).decode()}">' in concept._repr_html_()
+
+
+def test_without_a_thumbnail_there_is_none(tmp_path):
+    make(class_noun="<b>").save_pretrained(tmp_path)
+    with safe_open(tmp_path / FILE, framework="np") as file:
+        assert set(file.metadata()) == {"format", "concept"}
+    shown = Concept.from_pretrained(tmp_path)._repr_html_()
+    assert "<img" not in shown and "&lt;b&gt;" in shown
+
+
+@pytest.mark.parametrize("thumbnail", ["text", b"<svg onload=...>", JPEG * 10_000])
+def test_thumbnails_that_are_none(thumbnail):
+    with pytest.raises(ValueError, match="`thumbnail` must be a JPEG file of at most 100000 bytes"):
+        make(thumbnail=thumbnail)
+
+
+def test_a_torn_thumbnail(tmp_path):
+    make().save_pretrained(tmp_path)
+    with safe_open(tmp_path / FILE, framework="pt") as file:
+        metadata = file.metadata() | {"thumbnail": "no base64!"}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / FILE, metadata=metadata)
+    with pytest.raises(ValueError, match="holds no concept that can be used"):
+        Concept.from_pretrained(tmp_path)
 
 
 def test_changes_by_component():

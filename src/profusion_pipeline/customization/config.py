@@ -105,6 +105,13 @@ class CustomizeConfig:
         maximum=2.0,
     )
 
+    # What is kept
+    keep_thumbnail: bool = setting(
+        False,
+        help="Keep the photo, 128 pixels large, in the concept's file, for whoever looks at it in a notebook or the "
+        "app. Ask the person on it first: the file shows them to everybody who has it.",
+    )
+
     # Machine
     mixed_precision: str | None = setting(
         None,

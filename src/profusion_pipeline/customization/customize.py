@@ -8,6 +8,7 @@ of one picture, reference and target drawn independently.
 """
 
 import dataclasses
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -150,7 +151,8 @@ def customizing(
         undo.enter_context(_off_device(pipe.vae, pipe.image_encoder))
         undo.enter_context(_gradient_checkpointing(config.gradient_checkpointing, pipe.unet, pipe.promptnet))
         learning = undo.enter_context(learning_weights(pipe, config))
-        yield Customization(pipe, config, pool, learning, subject, fingerprint)
+        thumbnail = small_jpeg(photos[0]) if config.keep_thumbnail else None
+        yield Customization(pipe, config, pool, learning, subject, fingerprint, thumbnail)
 
 
 class Customization(Learning):
@@ -163,6 +165,7 @@ class Customization(Learning):
         learning: What learns, as from [`learning_weights`].
         subject: Of the photo itself, for the concept.
         fingerprint: Of the base's weights, for the concept.
+        thumbnail: Of the photo, for the concept, if it is to be kept.
 
     Example:
         >>> with customizing(pipe, photo, config) as run:  # doctest: +SKIP
@@ -178,9 +181,11 @@ class Customization(Learning):
         learning: LearningWeights,
         subject: SubjectEmbedding,
         fingerprint: str,
+        thumbnail: bytes | None = None,
     ):
         super().__init__(pipe, config, pool, learning.weights.values())
-        self.learning, self.subject, self.fingerprint = learning, subject, fingerprint
+        self.learning, self.subject = learning, subject
+        self.fingerprint, self.thumbnail = fingerprint, thumbnail
         prompts = tokenize_subject_prompts(
             pipe.tokenizer,
             config.learning_prompts,
@@ -245,6 +250,7 @@ class Customization(Learning):
             settings=dataclasses.asdict(self.config) | {"learning_rate": self.config.rate},
             steps=self.step,
             loss=float(np.mean(self.losses[-10:])),
+            thumbnail=self.thumbnail,
         )
 
 
@@ -255,6 +261,27 @@ def _captioned(config: CustomizeConfig, photos: Sequence[Image.Image], device: t
     for caption in captions:
         logger.warning("Customising with the caption %r; if it is wrong, give a better one.", caption)
     return dataclasses.replace(config, caption=captions[0] if len(captions) == 1 else captions)
+
+
+def small_jpeg(photo: Image.Image, side: int = 128) -> bytes:
+    """A photo as a thumbnail.
+
+    Args:
+        photo: RGB, of any size.
+        side: Of the square that it fits into.
+
+    Returns:
+        The bytes of a JPEG file, without what the photo's own file says of place and time.
+
+    Example:
+        >>> small_jpeg(Image.new("RGB", (4000, 3000)))[:2].hex()
+        'ffd8'
+    """
+    small, file = photo.copy(), io.BytesIO()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small.info = {}
+    small.save(file, "jpeg", quality=85)
+    return file.getvalue()
 
 
 @contextmanager

@@ -4,6 +4,8 @@ A concept is one safetensors file. Its header holds, as JSON, what the concept i
 new in place, whatever happens on the way.
 """
 
+import base64
+import html
 import json
 import math
 import os
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from . import card, checks, quoting, whole_files
 
 FILE = "concept.safetensors"
+THUMBNAIL_BYTES = 100_000  # at most
 SUBJECT = ("latents", "image_states", "weights")
 FACTS = {"class_noun": str, "base_model": str, "base_hash": str, "settings": dict, "steps": int, "loss": (float, int)}
 # The imports stand in quotes of their own: diffusers reads import lines of a repository's code by regular expression.
@@ -78,6 +81,8 @@ class Concept:
         settings: The `CustomizeConfig`, by field.
         steps: Optimiser steps done.
         loss: Mean of the last ten.
+        thumbnail: The photo, small, as the bytes of a JPEG file, for whoever looks at the concept; None where it was
+            not to be kept.
 
     Raises:
         TypeError: A field is of another type, or a tensor isn't of floats.
@@ -98,6 +103,7 @@ class Concept:
     settings: dict[str, Any]
     steps: int
     loss: float
+    thumbnail: bytes | None = None
 
     def __post_init__(self):
         checks.check_subject(self.latents, self.image_states, self.weights)
@@ -111,6 +117,13 @@ class Concept:
             checks.check_number("loss", self.loss)
         if not 0 < len(self.class_noun) <= 200:
             raise ValueError(f"`class_noun` must be of 1 to 200 characters, got {quoting.quote(self.class_noun)}.")
+        if self.thumbnail is not None:
+            is_jpeg = isinstance(self.thumbnail, bytes) and self.thumbnail.startswith(b"\xff\xd8")
+            if not is_jpeg or len(self.thumbnail) > THUMBNAIL_BYTES:
+                raise ValueError(
+                    f"`thumbnail` must be a JPEG file of at most {THUMBNAIL_BYTES} bytes, got "
+                    f"{quoting.quote(self.thumbnail)}."
+                )
         checks.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
         if not isinstance(self.changes, dict):
             raise TypeError(f"`changes` must be a dictionary, got {type(self.changes).__name__}.")
@@ -123,6 +136,14 @@ class Concept:
         noun, base = quoting.quote(self.class_noun), quoting.quote(self.base_model)
         learnt = f"mode={self.mode!r}, {self.steps} steps, loss {self.loss:.4f}, {self.num_bytes / 1e6:.2f} MB"
         return f"Concept({noun}, {learnt}, for {base})"
+
+    def _repr_html_(self) -> str:
+        """A notebook shows whom it is of, if the photo was kept, and what was learnt."""
+        picture = ""
+        if self.thumbnail is not None:
+            data = base64.b64encode(self.thumbnail).decode()
+            picture = f'<img src="data:image/jpeg;base64,{data}"><br>'
+        return f"{picture}<code>{html.escape(repr(self))}</code>"
 
     @property
     def mode(self) -> str:
@@ -168,10 +189,13 @@ class Concept:
         folder = Path(folder)
         facts = {name: getattr(self, name) for name in FACTS}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
+        metadata = {"format": "pt", "concept": json.dumps(facts)}
+        if self.thumbnail is not None:  # in the header, where versions that know of none don't look
+            metadata["thumbnail"] = base64.b64encode(self.thumbnail).decode()
         with whole_files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with whole_files.whole_file(folder / FILE) as new:
-            save_file(tensors, new, metadata={"format": "pt", "concept": json.dumps(facts)})
+            save_file(tensors, new, metadata=metadata)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **hub_options: Any) -> "Concept":
@@ -213,7 +237,9 @@ class Concept:
             missing = [name for name in FACTS if not isinstance(facts, dict) or name not in facts]
             if missing:
                 raise ValueError(f"its header must say {', '.join(missing)}.")
-            return cls(**subject, changes=tensors, **{name: facts[name] for name in FACTS})
+            thumbnail = base64.b64decode(metadata["thumbnail"], validate=True) if "thumbnail" in metadata else None
+            known = {name: facts[name] for name in FACTS}
+            return cls(**subject, changes=tensors, **known, thumbnail=thumbnail)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} holds no concept that can be used: {error}") from error
 

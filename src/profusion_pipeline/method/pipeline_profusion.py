@@ -31,7 +31,6 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
@@ -50,6 +49,7 @@ from . import (
     loading,
     modeling_promptnet,
     noise_levels,
+    output,
     prediction,
     reference_images,
     repository,
@@ -246,7 +246,7 @@ class ProFusionPipeline(
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         **base_inputs: Any,
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> output.ProFusionOutput | tuple:
         """Pictures of the subject in `image` as `prompt` says.
 
         At every timestep t the fusion stage renews part of the noise m times, mixing S* with the text; then the
@@ -514,10 +514,10 @@ class ProFusionPipeline(
 
     def _output(
         self, images: Any, has_nsfw_concept: list[bool] | None, return_dict: bool
-    ) -> StableDiffusionPipelineOutput | tuple:
+    ) -> output.ProFusionOutput | tuple:
         if not return_dict:
             return images, has_nsfw_concept
-        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
+        return output.ProFusionOutput(images=images, nsfw_content_detected=has_nsfw_concept)
 
     # -------------------------------------------------------------------------------- the steps themselves
 
