@@ -186,7 +186,10 @@ def files_named_in_prose(text: str) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_files_named_in_prose_are_there(path):
     folders = (PACKAGE, *(TESTS.parent / name for name in ("tests", "examples", "benchmarks")))
-    there = {file.name for folder in folders for file in folder.rglob("*.py")} | {"pipeline.py"}  # of a repository
+    there = {file.name for folder in folders for file in folder.rglob("*.py")} | {
+        "pipeline.py",
+        "app.py",
+    }  # of a repository, of a Space
     assert files_named_in_prose(path.read_text(encoding="utf-8")) <= there
 
 

@@ -20,7 +20,7 @@ from profusion_pipeline.common.flags import flags_of_dataclass
 from profusion_pipeline.evaluation.config import EvaluationConfig
 from tiny import make_components
 
-COMMANDS = ["demo", "generate", "customize", "evaluate", "train", "convert", "export", "push"]
+COMMANDS = ["demo", "generate", "customize", "app", "evaluate", "train", "convert", "export", "push"]
 
 
 @pytest.fixture(scope="module")

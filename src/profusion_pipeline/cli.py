@@ -1,4 +1,4 @@
-"""`profusion demo | generate | customize | evaluate | train | convert | export | push`.
+"""`profusion demo | generate | customize | app | evaluate | train | convert | export | push`.
 
 Flags are not written down here: those of `generate` are read from `ProFusionPipeline.__call__` (its signature and
 docstring), those of `train`, `customize` and `evaluate` from the fields of their configs, those of `export` and `push`
@@ -10,15 +10,14 @@ import argparse
 import dataclasses
 import io
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags, seed, whole_number
 from .common.launcher import check_launcher, chosen_place, launched_precision
+from .common.sentences import sentence_of
 from .customization.config import AUTO, CustomizeConfig
 from .evaluation.config import EvaluationConfig
 from .generate import call_flags, draw
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PROFUSION_DEBUG") == "1":
             raise
-        print(f"profusion: {_sentence(error)}", file=sys.stderr)
+        print(f"profusion: {sentence_of(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -131,6 +130,13 @@ def _customize(args: argparse.Namespace) -> None:
     print(out)
 
 
+def _app(args: argparse.Namespace) -> None:
+    from .app.page import open_app
+
+    place = chosen_place(args.device, args.dtype)
+    open_app(args.model, **place, share=args.share, port=args.port, allow_remote=args.allow_remote)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     config = config_of(args, EvaluationConfig)
 
@@ -158,6 +164,14 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     given = given_flags(args, publishing_flags("export_pipeline"))
+    if args.space:
+        if given.keys() - {"license"}:
+            args.refuse("--space takes --license and --force only: export the pipeline first")
+
+        from .publishing.space import write_space
+
+        print(write_space(args.source, args.target, force=args.force, **given))
+        return
 
     from .publishing.export import export_pipeline
 
@@ -214,23 +228,6 @@ def publishing_flags(function: str) -> list[Flag]:
     flags = flags_of_function(PACKAGE / "publishing" / "export.py", function)
     words = ("source", "target", "repo_id", "force")
     return [shared.get(flag.name, flag) for flag in flags if flag.name not in words]
-
-
-def _sentence(error: Exception) -> str:
-    """What this package says is said whole; of what a library says, the first line that says something."""
-    lines = [line for line in (" ".join(line.split()) for line in str(error).splitlines()) if line]
-    if any(line.startswith("Traceback (most recent call last)") for line in lines):
-        lines = lines[-1:]
-    if len(lines) > 1 and re.match(r"\d{3} (Client|Server) Error\b", lines[0]):
-        lines = lines[1:]  # what it means follows
-    text = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
-    # Those speak for themselves.
-    if not (text and isinstance(error, ValueError | TypeError | OSError | RuntimeError | ArithmeticError)):
-        text = f"{type(error).__name__} {text}".rstrip()
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    ours = Path(frame.f_code.co_filename).is_relative_to(PACKAGE)
-    longest = 500 if ours else 300
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -331,6 +328,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(
         commands,
+        _app,
+        "[--model M] [options]",
+        "A page in the browser: draw, customise, compare. Without a model, the bundled one.",
+    )
+    command.add_argument("--model", default="demo", help='Folder or Hub id of a ProFusion pipeline (default: "demo").')
+    command.add_argument("--port", type=whole_number, default=None, help="Default: the first free one from 7860.")
+    command.add_argument(
+        "--allow-remote",
+        action="store_true",
+        default=False,
+        help="Let other machines open the page, not this one only.",
+    )
+    command.add_argument("--share", action="store_true", default=False, help="Let Gradio make a public address for it.")
+    _add_place(command)
+
+    command = _command(
+        commands,
         _evaluate,
         "--model M --subjects FOLDER --prompts FILE --output FOLDER [options]",
         "Compare ways of drawing a person, on a folder of people: tables and plots.",
@@ -360,10 +374,13 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         _export,
         "SOURCE TARGET [options]",
-        "A pipeline, with its code and a model card -> a folder that loads anywhere.",
+        "A pipeline, with its code and a model card -> a folder that loads anywhere; or the app around it -> a Space.",
     )
     command.add_argument("source", help='Folder or Hub id of a pipeline or a Stable Diffusion 2, or "demo".')
     command.add_argument("target", help="The folder to write; a new one appears whole or not at all.")
+    command.add_argument(
+        "--space", action="store_true", default=False, help="Write the app around it, as a Space of Hugging Face."
+    )
     add_flags(command, publishing_flags("export_pipeline"))
     _add_force(command)
 

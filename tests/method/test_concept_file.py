@@ -54,6 +54,16 @@ def test_what_is_saved_comes_back(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "concept").iterdir()] == [FILE]
 
 
+def test_the_file_in_memory_is_the_file(tmp_path):
+    concept = make(thumbnail=JPEG)
+    concept.save_pretrained(tmp_path)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / FILE).write_bytes(concept.to_bytes())
+    again = Concept.from_pretrained(tmp_path / "again")
+    assert_same(again, Concept.from_pretrained(tmp_path))
+    assert again.thumbnail == JPEG
+
+
 def test_the_header_is_json_that_anybody_can_read(tmp_path):
     make().save_pretrained(tmp_path)
     with safe_open(tmp_path / FILE, framework="np") as file:

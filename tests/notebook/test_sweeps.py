@@ -74,7 +74,7 @@ def test_one_bar(pipe, capsys):
     ("call", "error", "match"),
     [
         (dict(generator=None), TypeError, "`generator` can't be given to a sweep"),
-        (dict(guidance=[1]), TypeError, "`guidance` must be an argument of the pipeline's call"),
+        (dict(guidance=[1]), TypeError, "has no argument 'guidance'"),
         (dict(guidance_scale=[]), ValueError, "`guidance_scale` must hold at least one value, got an empty list"),
         (dict(guidance_scale=[3, -1]), ValueError, "`guidance_scale` must be a finite number of at least 0, got -1"),
         (dict(seed=[0, -1]), ValueError, "`seed` must be at least 0, got -1"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -91,11 +92,12 @@ class PictureGrid:
         return png_bytes(self.image)
 
 
-def png_bytes(picture: Image.Image) -> bytes:
+def png_bytes(picture: Image.Image, **options: Any) -> bytes:
     """A picture as the bytes of a PNG file.
 
     Args:
         picture: Of a mode that PNG has.
+        **options: As of `Image.save`, such as those of `made_with.save_options`.
 
     Returns:
         The file.
@@ -105,7 +107,7 @@ def png_bytes(picture: Image.Image) -> bytes:
         b'PNG'
     """
     file = io.BytesIO()
-    picture.save(file, "png", optimize=True)
+    picture.save(file, "png", optimize=True, **options)
     return file.getvalue()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from . import card, checks, quoting, whole_files
 
@@ -174,6 +174,28 @@ class Concept:
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {f"subject.{name}": getattr(self, name) for name in SUBJECT} | self.changes
 
+    def to_bytes(self) -> bytes:
+        """The file that `save_pretrained` writes, in memory.
+
+        Returns:
+            A safetensors file.
+
+        Example:
+            >>> concept.to_bytes()[:0]  # doctest: +SKIP
+            b''
+        """
+        return save(self._plain_tensors(), metadata=self._metadata())
+
+    def _plain_tensors(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
+
+    def _metadata(self) -> dict[str, str]:
+        facts = {name: getattr(self, name) for name in FACTS}
+        metadata = {"format": "pt", "concept": json.dumps(facts)}
+        if self.thumbnail is not None:  # in the header, where versions that know of none don't look
+            metadata["thumbnail"] = base64.b64encode(self.thumbnail).decode()
+        return metadata
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `concept.safetensors` into a folder, whole or not at all; until then an older one stays.
 
@@ -187,15 +209,10 @@ class Concept:
             >>> concept.save_pretrained("ada")  # doctest: +SKIP
         """
         folder = Path(folder)
-        facts = {name: getattr(self, name) for name in FACTS}
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self._tensors().items()}
-        metadata = {"format": "pt", "concept": json.dumps(facts)}
-        if self.thumbnail is not None:  # in the header, where versions that know of none don't look
-            metadata["thumbnail"] = base64.b64encode(self.thumbnail).decode()
         with whole_files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with whole_files.whole_file(folder / FILE) as new:
-            save_file(tensors, new, metadata=metadata)
+            save_file(self._plain_tensors(), new, metadata=self._metadata())
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **hub_options: Any) -> "Concept":

@@ -82,7 +82,7 @@ class LatentColours:
 
 def live_preview(
     pipe: ProFusionPipeline,
-    photo: Reference | list[Reference] | None = None,
+    photo: Reference | list[Reference] | LatentColours | None = None,
     *,
     decoder: ModelMixin | None = None,
     every: int = 1,
@@ -94,6 +94,7 @@ def live_preview(
     Args:
         pipe: That will draw.
         photo: A linear map from latents to colours is fitted to it; the reference photo does. Coarse, and free.
+            Or the map itself, fitted before.
         decoder: In place of `photo`, what decodes latents: an `AutoencoderTiny`, or `pipe.vae`, which is as fine and as
             slow as the picture itself.
         every: Shown are the pictures after each so many steps, and the last ones.
@@ -118,7 +119,10 @@ def live_preview(
     every, side = check_count("every", every, at_least=1), check_count("side", side, at_least=1)
     if (photo is None) == (decoder is None):
         raise ValueError("One of `photo` and `decoder` must say how latents are shown.")
-    pictures_of = LatentColours.fit(pipe, photo).pictures if decoder is None else _decoding(pipe, decoder)
+    if decoder is not None:
+        pictures_of = _decoding(pipe, decoder)
+    else:
+        pictures_of = (photo if isinstance(photo, LatentColours) else LatentColours.fit(pipe, photo)).pictures
     show = show or _in_the_cell()
 
     def watch(pipe: ProFusionPipeline, index: int, timestep: torch.Tensor, tensors: dict) -> dict:

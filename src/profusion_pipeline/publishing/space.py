@@ -1,0 +1,118 @@
+"""The app as a Space: a folder of three files, or with the weights beside them, that Hugging Face runs as it is."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from ..common.files import check_folder, whole_folder
+from ..common.open_pipeline import DEMO, pipeline_source
+from ..method import card
+from .export import export_pipeline
+
+MODEL_FOLDER = "model"  # beside app.py, if the weights are not on the Hub
+APP = '''"""The app of profusion_pipeline around {name}; `python app.py` starts it on any machine."""
+
+from pathlib import Path
+
+import torch
+
+from profusion_pipeline.app.page import build_page, launch_settings
+from profusion_pipeline.app.studio import Studio
+from profusion_pipeline.common.open_pipeline import load_pipeline
+
+try:
+    from spaces import GPU  # on a Space with ZeroGPU: a GPU for the length of a call
+except ImportError:
+    settings, has_gpu = {{}}, torch.cuda.is_available()
+else:
+    settings, has_gpu = {{"on_gpu": GPU(duration=120)}}, True
+
+MODEL = {model}
+place = {{"device": "cuda", "dtype": torch.float16}} if has_gpu else {{"device": "cpu", "dtype": torch.float32}}
+studio = Studio(load_pipeline(MODEL, **place), model=MODEL)
+page = build_page(studio, **settings)
+
+if __name__ == "__main__":
+    page.launch(**launch_settings(studio.limits))
+'''
+README = """---
+title: {title}
+emoji: 🎭
+sdk: gradio
+{facts}app_file: app.py
+pinned: false
+---
+
+# {heading}
+
+One portrait and a prompt in, pictures of that person out: ProFusion
+([Zhou et al. 2023](https://arxiv.org/abs/2305.13579)) around {what}.
+
+Ask people before you make pictures of them.
+"""
+
+
+def write_space(model: str | Path, folder: str | Path, *, license: str | None = None, force: bool = False) -> Path:
+    """Write a Space: `app.py`, `requirements.txt` and a README with the header that the Hub reads.
+
+    Args:
+        model: Hub id of a ProFusion pipeline, or "demo"; of a folder the weights are written into the Space, too.
+        folder: The folder to write; it appears whole or not at all.
+        license: The Hub's word for a licence; that of the model's card, if it lies on this machine, if None.
+        force: Whether to replace a folder that exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: `folder` exists and `force` is not set.
+        ValueError: `license` is not one word.
+        OSError: There is no pipeline, or `folder` can't be written.
+
+    Example:
+        >>> sorted(file.name for file in write_space("demo", "my-space").iterdir())
+        ['README.md', 'app.py', 'requirements.txt']
+    """
+    card.check_facts(license=license)
+    folder = Path(folder)
+    if folder.exists() and not force:
+        raise FileExistsError(f"`space` must not exist yet, {str(folder)!r} does: `force` replaces it.")
+    check_folder(folder, "`space`")
+    is_here = Path(model).is_dir()
+    name = Path(model).resolve().name if is_here else str(model)
+    license = license or _license_of(pipeline_source(model))
+    with whole_folder(folder, replace=force) as new:
+        if is_here:
+            export_pipeline(model, new / MODEL_FOLDER, license=license)
+        source = f"str(Path(__file__).parent / {json.dumps(MODEL_FOLDER)})" if is_here else json.dumps(str(model))
+        (new / "app.py").write_text(APP.format(name=json.dumps(name)[1:-1], model=source), encoding="utf-8")
+        package = f"profusion-pipeline[app,train]=={version('profusion-pipeline')}"
+        (new / "requirements.txt").write_text(f"{package}\n", encoding="utf-8")
+        on_hub = None if is_here or str(model) == DEMO else str(model)
+        (new / "README.md").write_text(_readme(name, on_hub, license), encoding="utf-8")
+    return folder
+
+
+def _license_of(source: str) -> str | None:
+    file = Path(source, "README.md")
+    return ModelCard.load(file, ignore_metadata_errors=True).data.license if file.is_file() else None
+
+
+def _readme(name: str, on_hub: str | None, license: str | None) -> str:
+    facts = {"license": license, "sdk_version": _gradio_version()}
+    lines = [f"{key}: {fact}\n" for key, fact in facts.items() if fact]
+    if on_hub:
+        lines.append(f"models:\n- {on_hub}\n")
+    title = f"ProFusion: {name.split('/')[-1]}"
+    what = f"`{on_hub}`" if on_hub else f"the model {card.plain(name)}"
+    return README.format(title=json.dumps(title), heading=card.plain(title), facts="".join(lines), what=what)
+
+
+def _gradio_version() -> str | None:
+    """What the app was last started with here; else the Space takes the newest."""
+    try:
+        return version("gradio")
+    except PackageNotFoundError:
+        return None
