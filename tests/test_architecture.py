@@ -40,6 +40,7 @@ EXTRAS = {
 SHIPPED = {
     "pipeline_profusion": {"torch", "transformers", "diffusers"},
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
+    "learnt_adapters": {"torch"},
     "learnt_subject": {"diffusers", "transformers"},
     "loading": {"torch", "diffusers", "transformers"},
     "card": {"torch", "huggingface_hub"},

@@ -6,6 +6,7 @@ from torch import nn
 
 from concepts import learn
 from profusion_pipeline.method.adapters import (
+    RowAdapters,
     base_hash,
     base_weights,
     computed_by,
@@ -123,16 +124,19 @@ def test_rows_are_told_apart_and_forgotten_after_an_error(pipe):
             pipe.unet.add_adapter(config, name)
     follow_rows(pipe.unet)
     follow_rows(pipe.unet)  # once is enough
-    assert len(layer.to_q._forward_pre_hooks) == 1
+    assert len(layer.to_q._forward_pre_hooks) == len(layer.to_q._forward_hooks) == 1
     batch = torch.randn(3, layer.to_q.in_features)
     alone = {"__base__": layer.to_q.base_layer(batch)}
     for name in ("one", "two"):
         change = layer.to_q.lora_B[name](layer.to_q.lora_A[name](batch)) * layer.to_q.scaling[name]
         alone[name] = alone["__base__"] + change
-    with pytest.raises(KeyError), computed_by(("two", "__base__", "one")):
+    rows = RowAdapters.of([[("two", 1.0)], [], [("one", 1.0)]])
+    with pytest.raises(KeyError), computed_by(rows):
         for i, name in enumerate(("two", "__base__", "one")):
             torch.testing.assert_close(layer.to_q(batch)[i], alone[name][i])
         with ThreadPoolExecutor(1) as another:  # knows nothing of these rows
             assert torch.equal(another.submit(layer.to_q, batch).result(), alone["__base__"])
+        with pytest.raises(ValueError, match=r"Adapters compute some of 3 rows, got a batch of 2\."):
+            layer.to_q(batch[:2])
         raise KeyError
     assert torch.equal(layer.to_q(batch), alone["__base__"])

@@ -189,7 +189,7 @@ def test_concepts_are_laid_out_once_per_call_and_not_at_every_step(pipe, learnt,
         sample(pipe, num_inference_steps=steps)
         work.append(dict(counts))
     assert work[0] == work[1]
-    assert work[0]["_adapters_of"] == 2  # both stages
+    assert work[0]["_adapters_of"] == 3  # both stages, and one without guidance
     assert work[0].get("with_changes", 0) == (2 if name == "full" else 0)  # UNet and PromptNet
 
 
@@ -213,7 +213,7 @@ def test_a_callback_changes_the_scale_from_the_next_step_on(pipe, learnt):
 
 
 def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
-    """For calls that use no concept; it is not touched by loading, unloading and customising."""
+    """For all rows, with a concept and without; it is not touched by loading, unloading and customising."""
     from peft import LoraConfig
 
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False), "style")
@@ -221,8 +221,12 @@ def test_a_lora_of_somebody_else_stays_active(pipe, learnt):
     pipe.load_concept(learnt["ada"])
     assert active_adapters(pipe.unet) == ["style"]
     assert torch.equal(sample(pipe, image=photo()), images)
-    with pytest.raises(ValueError, match="'concept' can't be used beside the active adapters 'style'"):
-        sample(pipe)
+    with_both = sample(pipe)
+    pipe.set_concept_scale(0.0)
+    with_style = sample(pipe)
+    pipe.set_concept_scale(1.0)
+    assert torch.equal(with_style, sample(pipe, subject=learnt["ada"], class_noun="man"))
+    assert not torch.equal(with_style, with_both)
     pipe.customize(photo(), QUICK, steps=1)
     pipe.unload_concept()
     assert active_adapters(pipe.unet) == ["style"]

@@ -5,9 +5,10 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -159,64 +160,149 @@ def remove_adapter(model: nn.Module, name: str) -> None:
         model.unload_lora()
 
 
-# The adapter of each row of the batch that this thread is predicting. Hooks on a layer are shared by all pipelines
-# around its model, so what they read must belong to one thread.
-_ROWS: ContextVar[tuple[str, ...]] = ContextVar("adapters of rows", default=())
+class RowAdapters(NamedTuple):
+    """What adapters compute of a batch, beside those that are active and compute all of it.
+
+    Args:
+        groups: Adapter, weight, and the rows to which it adds that much of its change.
+        left_out: Adapters that compute no other rows, even if they are active.
+        num_rows: Of the batch; None where `groups` is empty.
+    """
+
+    groups: tuple[tuple[str, float, tuple[int, ...]], ...] = ()
+    left_out: tuple[str, ...] = ()
+    num_rows: int | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[tuple[str, float]]], left_out: Sequence[str] = ()) -> "RowAdapters":
+        """Sort the rows of a batch by adapter.
+
+        Args:
+            rows: For each row the adapters that compute it, with their weights; those of weight 0 do not.
+            left_out: As above.
+
+        Returns:
+            The groups.
+
+        Example:
+            >>> RowAdapters.of([[], [("ada", 1.0)], [("ada", 1.0), ("ink", 0.5)]]).groups
+            (('ada', 1.0, (1, 2)), ('ink', 0.5, (2,)))
+        """
+        groups = {}
+        for number, pairs in enumerate(rows):
+            for pair in pairs:
+                groups.setdefault(pair, []).append(number)
+        return cls(
+            tuple((name, weight, tuple(numbers)) for (name, weight), numbers in groups.items() if weight != 0),
+            tuple(left_out),
+            len(rows),
+        )
+
+
+# What computes the batch that this thread is predicting. Hooks on a layer are shared by all pipelines around its model,
+# so what they read must belong to one thread.
+NOBODY = RowAdapters()
+_ROWS: ContextVar[RowAdapters] = ContextVar("adapters of rows", default=NOBODY)
+_FOLLOWING = threading.Lock()
 
 
 class _CompiledRows:
     """What compiled code reads instead: torch.compile traces no context variable. One thread at a time."""
 
-    names: tuple[str, ...] = ()
+    rows = RowAdapters()
     lock = threading.RLock()
 
 
 def follow_rows(model: nn.Module) -> None:
     """Let the layers that have adapters ask, whenever they run, which of them computes which row.
 
+    PEFT has a way of its own, `adapter_names`, with one adapter for a row, and none that is active for all of them. So
+    active ones are left to PEFT, and what belongs to some rows only is added to its output.
+
     Args:
         model: With adapters of PEFT, or without.
 
     Example:
         >>> follow_rows(pipe.unet)  # doctest: +SKIP
-        >>> with computed_by(("__base__", "ada")):  # doctest: +SKIP
+        >>> with computed_by(RowAdapters.of([[], [("ada", 1.0)]])):  # doctest: +SKIP
         ...     output = pipe.unet(latents, t, states)
     """
-    for layer in model.modules():
-        if hasattr(layer, "lora_A") and _tell_rows not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_tell_rows, with_kwargs=True)
+    with _FOLLOWING:
+        for layer in model.modules():
+            if hasattr(layer, "lora_A") and _add_rows not in layer._forward_hooks.values():
+                layer.register_forward_pre_hook(_leave_out, with_kwargs=True)
+                layer.register_forward_hook(_add_rows, with_kwargs=True)
 
 
 @contextmanager
-def computed_by(names: tuple[str, ...], *, compiled: bool = False) -> Iterator[None]:
-    """In the block, row i of every batch of this thread is computed with the adapter `names[i]`.
+def computed_by(rows: RowAdapters, *, compiled: bool = False) -> Iterator[None]:
+    """In the block, adapters compute every batch of this thread as `rows` says.
 
     Args:
-        names: One for each row, "__base__" for none; or nothing, for the adapters that are active.
+        rows: Which adapter computes which row; with nothing in it, active adapters compute all.
         compiled: Whether the model that computes is compiled, as [`is_compiled`] says.
 
     Yields:
         Nothing.
 
     Example:
-        >>> with computed_by(()):
+        >>> with computed_by(RowAdapters()):
         ...     pass
     """
-    before = _ROWS.set(names)
+    before = _ROWS.set(rows)
     try:
         if compiled:
             with _CompiledRows.lock:
-                _CompiledRows.names = names
-                yield
+                outer, _CompiledRows.rows = _CompiledRows.rows, rows
+                try:
+                    yield
+                finally:
+                    _CompiledRows.rows = outer
         else:
             yield
     finally:
         _ROWS.reset(before)
 
 
-def _tell_rows(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    names = _CompiledRows.names if torch.compiler.is_compiling() else _ROWS.get()
-    return (args, kwargs | {"adapter_names": names}) if names else None
+def _current_rows() -> RowAdapters:
+    return _CompiledRows.rows if torch.compiler.is_compiling() else _ROWS.get()
+
+
+def _leaves_out(layer: nn.Module, rows: RowAdapters) -> bool:
+    """Whether PEFT must not compute what is active in a layer, because some of it belongs to some rows only."""
+    return not (layer.merged or layer.disable_adapters) and any(name in rows.left_out for name in layer.active_adapters)
+
+
+def _leave_out(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    if _leaves_out(layer, _current_rows()):
+        return args, kwargs | {"adapter_names": (BASE,) * len(args[0])}
+    return None
+
+
+def _add_rows(layer: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+    rows, batch, dtype = _current_rows(), args[0], output.dtype
+    if _leaves_out(layer, rows):
+        for name in layer.active_adapters:
+            if name not in rows.left_out and name in layer.lora_A:
+                output = output + _change(layer, name, 1.0, batch)
+    for name, weight, numbers in rows.groups:
+        if name not in layer.lora_A:
+            continue
+        if len(batch) != rows.num_rows:
+            raise ValueError(f"Adapters compute some of {rows.num_rows} rows, got a batch of {len(batch)}.")
+        if len(numbers) == len(batch):
+            output = output + _change(layer, name, weight, batch)
+        else:
+            is_run = numbers[-1] - numbers[0] + 1 == len(numbers)
+            some = slice(numbers[0], numbers[-1] + 1) if is_run else list(numbers)
+            output[some] += _change(layer, name, weight, batch[some]).to(output.dtype)
+    return output.to(dtype)
+
+
+def _change(layer: nn.Module, name: str, weight: float, batch: torch.Tensor) -> torch.Tensor:
+    """What an adapter adds to a layer's output, in PEFT's own arithmetic."""
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    return up(down(layer.lora_dropout[name](batch.to(down.weight.dtype)))) * (layer.scaling[name] * weight)
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils import is_peft_available
 
-from . import adapters, call_inputs, checks, concept_file, quoting, shared_models
+from . import adapters, call_inputs, checks, concept_file, learnt_subject, quoting, shared_models
 
 CHANGED_MODELS = ("unet", "promptnet")
 WAIT = "load and unload concepts while nothing is drawn around these models"
@@ -42,16 +42,18 @@ class CallConcepts:
     """Whose each picture of one call is.
 
     Args:
-        names: The concept of each picture; nothing where the call uses none.
+        names: The concept of each picture, None where it has none; nothing where the call uses none.
         base_guidance: Whether ∅ and C are left to the untouched base.
+        learnt: The LearntSubject of each picture, None where it has none; nothing where the call uses none.
 
     Example:
         >>> CallConcepts(("ada", "ada", "bob"), base_guidance=True).names[2]
         'bob'
     """
 
-    names: tuple[str, ...] = ()
+    names: tuple[str | None, ...] = ()
     base_guidance: bool = False
+    learnt: tuple[learnt_subject.LearntSubject | None, ...] = ()
 
 
 class ConceptLoaderMixin:
@@ -226,26 +228,35 @@ class ConceptLoaderMixin:
     def _choose_concepts(
         self,
         concept: str | list[str] | None,
+        subject: Any,
         num_prompts: int,
-        num_images_per_prompt: int,
-        has_subject: bool,
+        has_image: bool,
         base_guidance: bool | None,
-    ) -> CallConcepts:
-        """Those that the call names, or the only one that is loaded; none where it says otherwise who S* is."""
-        if concept is None:
-            if has_subject or not self.concepts:
-                return CallConcepts()
+    ) -> tuple[list[str | None], bool]:
+        """The concept of each prompt, and whether the base guides it.
+
+        Those that the call names, or the only one that is loaded; none where it says otherwise who S* is.
+        """
+        subjects = call_inputs.list_per_prompt("subject", subject, num_prompts)
+        named = any(isinstance(one, str) for one in subjects)
+        if concept is None and named:
+            names = [one if isinstance(one, str) else None for one in subjects]
+        elif concept is None:
+            if has_image or subject is not None or not self.concepts:
+                return [None] * num_prompts, base_guidance is not False
             if len(self.concepts) > 1:
                 raise ValueError(
                     f"`concept` must name one of the {len(self.concepts)} loaded concepts "
                     f"({', '.join(map(repr, self.concepts))}), or one for each prompt, got None."
                 )
-            concept = next(iter(self.concepts))
-        elif has_subject:
+            names = [next(iter(self.concepts))] * num_prompts
+        elif has_image or subject is not None:
             raise ValueError("`concept` holds its own subject: give it, or `image` or `subject`, not both.")
-        names = call_inputs.list_per_prompt("concept", concept, num_prompts)
-        for name in dict.fromkeys(names):
-            self._named("concept", name)
+        else:
+            names = call_inputs.list_per_prompt("concept", concept, num_prompts)
+        chosen = [name for name in dict.fromkeys(names) if not (named and name is None)]
+        for name in chosen:
+            self._named("subject" if named else "concept", name)
             if self.concepts[name].concept.mode == "full" and (base_guidance or len(set(names)) > 1):
                 raise ValueError(
                     f"The concept {name!r} was made in full mode, which changes the weights of the whole call: it must "
@@ -259,8 +270,23 @@ class ConceptLoaderMixin:
                     "under sequential or group off-loading."
                 )
         if base_guidance is None:
-            base_guidance = all(self.concepts[name].concept.mode == "lora" for name in names)
-        return CallConcepts(tuple(name for name in names for _ in range(num_images_per_prompt)), base_guidance)
+            base_guidance = all(self.concepts[name].concept.mode == "lora" for name in chosen)
+        return names, base_guidance
+
+    def _subjects_of(
+        self, names: list[str | None], subject: Any, class_noun: Any
+    ) -> tuple[Any, str | list[str] | None]:
+        """Subject and class noun of each prompt, a concept's own in the place of its name."""
+        if not any(names):
+            return subject, class_noun
+        own = [None if name is None else self.concepts[name].concept for name in names]
+        subjects = call_inputs.list_per_prompt("subject", subject, len(names))
+        nouns = call_inputs.list_per_prompt("class_noun", class_noun, len(names))
+        both = [
+            (one, noun) if mine is None else (mine, mine.class_noun)
+            for mine, one, noun in zip(own, subjects, nouns, strict=True)
+        ]
+        return [one for one, _ in both], [noun for _, noun in both]
 
     def _check_adapters(self, name: str) -> None:
         for model in (self.unet, self.promptnet):
@@ -275,18 +301,12 @@ class ConceptLoaderMixin:
                     f"The adapters of the concept {name!r} are gone, as after `unload_lora_weights`: unload the "
                     "concept and load it again."
                 )
-            if adapters.active_adapters(model):
-                raise ValueError(
-                    f"The concept {name!r} can't be used beside the active adapters "
-                    f"{', '.join(map(repr, adapters.active_adapters(model)))}: `pipe.unload_lora_weights()` or "
-                    "`pipe.disable_lora()` first."
-                )
 
     def _models_of(self, concepts: CallConcepts) -> dict[str, torch.nn.Module]:
         """What a call computes with at every step; a concept made in full mode has its own weights in it."""
         models = {name: getattr(self, name) for name in (*CHANGED_MODELS, *(part for _, part in self.TEXT_PARTS))}
         models = {name: model for name, model in models.items() if model is not None}
-        for name in concepts.names[:1]:  # in full mode it is the only one
+        for name in filter(None, concepts.names[:1]):  # in full mode it is the only one
             concept, scale, _ = self.concepts[name]
             if concept.mode == "full" and scale != 0:
                 for component in CHANGED_MODELS:
@@ -294,17 +314,27 @@ class ConceptLoaderMixin:
                     models[component] = adapters.with_changes(models[component], changes, scale)
         return models
 
-    def _adapters_of(self, concepts: CallConcepts, owner: torch.Tensor, num_shared: int) -> tuple[str, ...]:
-        """The adapter of each row, which is that of its picture's concept; nothing where the call uses no adapters.
+    def _adapters_of(
+        self, concepts: CallConcepts, owner: torch.Tensor, num_shared: int, num_made: int, lora_scale: float
+    ) -> tuple[adapters.RowAdapters, adapters.RowAdapters]:
+        """The adapters of each row of the UNet, those of its picture's subject, and of each row of PromptNet.
 
-        The first `num_shared` rows, those of ∅ and C, are left to the base under `base_guidance`.
+        Under `base_guidance` the first `num_shared` rows, those of ∅ and C, are left to the base. PromptNet makes S*
+        for the last `num_made`.
         """
-        of_picture = []
-        for name in concepts.names:
-            loaded = self.concepts[name]
-            if loaded.concept.mode == "lora":
-                of_picture.append(loaded.adapter if loaded.scale != 0 else adapters.BASE)
-        if not of_picture:
-            return ()
+        of_picture = [[] for _ in concepts.names or concepts.learnt]
+        for picture, name in enumerate(concepts.names):
+            if name is not None and self.concepts[name].concept.mode == "lora" and self.concepts[name].scale != 0:
+                of_picture[picture] = [(self.concepts[name].adapter, 1.0)]
+        active = adapters.active_adapters(self.unet)
+        for picture, subject in enumerate(concepts.learnt):
+            if subject is not None:
+                of_picture[picture] = subject.weighted_adapters(active, lora_scale)
+        left_out = learnt_subject.all_adapters(concepts.learnt)
+        if not any(of_picture):
+            return (adapters.RowAdapters((), left_out),) * 2
         of_row = [of_picture[picture] for picture in owner.tolist()]
-        return tuple([adapters.BASE] * num_shared + of_row[num_shared:] if concepts.base_guidance else of_row)
+        if concepts.base_guidance:
+            of_row[:num_shared] = [[]] * num_shared
+        made = of_row[len(of_row) - num_made :]
+        return adapters.RowAdapters.of(of_row, left_out), adapters.RowAdapters.of(made, left_out)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import checks, text_alignment
+from . import adapters, checks, text_alignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,7 +396,8 @@ class GuidanceRows:
         mixes_text: Whether γ mixes the text with S* into that of the class prompt instead.
         rescale: φ, how far the guided prediction gets the deviation of another.
         target: Of what rows that one is a mixture, their weights; None where φ is 0. [rows without ∅]
-        adapters: The adapter that computes each row; empty where no concept is used.
+        unet_adapters: Which adapters compute which rows.
+        promptnet_adapters: The same of PromptNet's rows, those with S* alone.
 
     Example:
         >>> states = torch.zeros(1, 77, 8)
@@ -415,7 +416,8 @@ class GuidanceRows:
     mixes_text: bool = False
     rescale: float = 0.0
     target: torch.Tensor | None = None
-    adapters: tuple[str, ...] = ()
+    unet_adapters: adapters.RowAdapters = adapters.NOBODY
+    promptnet_adapters: adapters.RowAdapters = adapters.NOBODY
 
     @classmethod
     def plan(

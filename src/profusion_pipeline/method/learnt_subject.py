@@ -1,5 +1,6 @@
 """A subject that others have taught a model: words that stand for it, and where they were learnt."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,20 +23,51 @@ class LearntSubject:
     Args:
         words: What the prompt says in place of S*, such as "<cat-toy>" or "sks dog".
         class_noun: What the subject is, such as "toy" or "dog": the words without what was learnt.
+        adapter: The LoRA that was learnt with them, by the name that `load_lora_weights` gave it, or a list of several.
+            It computes nothing but ε_{S*,C} of this subject, and the text encoder's part nothing but these words.
+        scale: The adapter's weight, on top of `set_adapters`; a list gives each of several its own. 0 is the base,
+            less than 0 leads away.
 
     Raises:
-        TypeError: One is no text.
-        ValueError: One is empty.
+        TypeError: A text is none, or a scale no number.
+        ValueError: A text is empty, a scale isn't finite, or scales and adapters differ in number.
 
     Example:
-        >>> LearntSubject("sks dog", class_noun="dog")
-        LearntSubject(words='sks dog', class_noun='dog')
+        >>> LearntSubject("sks dog", class_noun="dog", adapter="dog", scale=0.8).adapters
+        (('dog', 0.8),)
     """
 
     words: str
     class_noun: str
+    adapter: str | Sequence[str] | None = None
+    scale: float | Sequence[float] = 1.0
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """Each adapter and its weight."""
+        names = () if self.adapter is None else (self.adapter,) if isinstance(self.adapter, str) else self.adapter
+        scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale] * len(names)
+        return tuple(zip(names, scales, strict=True))
+
+    def weighted_adapters(self, active: Sequence[str], lora_scale: float) -> list[tuple[str, float]]:
+        """Each adapter and its weight in a model, in a call that weighs LoRAs.
+
+        Args:
+            active: Adapters of the model that diffusers weighs itself.
+            lora_scale: `cross_attention_kwargs["scale"]` of the call.
+
+        Returns:
+            Those whose weight isn't 0.
+
+        Example:
+            >>> LearntSubject("sks dog", class_noun="dog", adapter=["dog", "ink"]).weighted_adapters(["dog"], 0.5)
+            [('dog', 1.0), ('ink', 0.5)]
+        """
+        weighted = [(name, scale * (1.0 if name in active else lora_scale)) for name, scale in self.adapters]
+        return [pair for pair in weighted if pair[1] != 0]
 
     def __post_init__(self):
+        self._check_adapters()
         for name in ("words", "class_noun"):
             text = getattr(self, name)
             if not isinstance(text, str):
@@ -43,6 +75,36 @@ class LearntSubject:
             checks.check_characters(name, text)
             if not text.strip():
                 raise ValueError(f"`{name}` of a LearntSubject must have at least one sign, got {quoting.quote(text)}.")
+
+    def _check_adapters(self) -> None:
+        given = self.adapter if isinstance(self.adapter, list | tuple) else [self.adapter]
+        if self.adapter is not None and not (given and all(isinstance(one, str) and one for one in given)):
+            raise TypeError(
+                f"`adapter` of a LearntSubject must be a name or a list of names, got {quoting.quote(self.adapter)}."
+            )
+        scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
+        for scale in scales:
+            checks.check_number("scale", scale, at_least=-math.inf)
+        if isinstance(self.scale, list | tuple) and len(scales) != len(given):
+            raise ValueError(
+                f"`scale` of a LearntSubject must have an entry for each of {len(given)} adapters, got {len(scales)}."
+            )
+
+
+def all_adapters(subjects: Sequence[Any]) -> tuple[str, ...]:
+    """The adapters of some subjects, each once.
+
+    Args:
+        subjects: Learnt ones, or None.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> all_adapters([LearntSubject("sks dog", class_noun="dog", adapter="dog"), None])
+        ('dog',)
+    """
+    return tuple(dict.fromkeys(name for one in subjects if one is not None for name, _ in one.adapters))
 
 
 class LearntPrompt(NamedTuple):

@@ -45,6 +45,7 @@ from . import (
     framing,
     fusion_sampling,
     guidance_rows,
+    learnt_adapters,
     learnt_subject,
     loading,
     modeling_promptnet,
@@ -76,6 +77,7 @@ def _check_finite(tensor: torch.Tensor, what: str) -> None:
 
 class ProFusionPipeline(
     concept_loader.ConceptLoaderMixin,
+    learnt_adapters.LearntAdaptersMixin,
     encoding.EncodingMixin,
     callbacks.CallbackMixin,
     loading.LoadingMixin,
@@ -310,10 +312,12 @@ class ProFusionPipeline(
                 encoder, on top of `set_adapters`.
             long_prompts: Whether texts beyond the text encoder's length T are read in pieces of T, side by side: more
                 of the prompt, for more time in every attention to it. Else what doesn't fit is left out, and named.
-            concept: In place of `image`, the name of a loaded concept, or a list with one for each prompt. If None, and
+            concept: In place of `image`, the name of a loaded concept, or a list with one for each prompt; a name in
+                `subject` says the same, also beside subjects of other kinds. If None, and
                 neither `image` nor `subject` is given, the one that is loaded.
-            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept only changes ε_{S*,C}:
-                more of the person for the same loss of the prompt. If None, yes, unless the concept's mode is full.
+            base_guidance: Whether ε_∅ and ε_C are left to the untouched base, so that a concept, or the adapter of a
+                [`LearntSubject`], only changes ε_{S*,C}: more of the person for the same loss of the prompt. If None,
+                yes, unless a concept's mode is full.
             callback_on_step_end: Called as `callback(pipe, index, timestep, tensors)` after every step; it returns the
                 dictionary `tensors`, in which it may have replaced what is there, or None. It changes a scale for the
                 steps that follow with `pipe._guidance_scale = 3.0` (or `_class_guidance_scale`,
@@ -375,16 +379,14 @@ class ProFusionPipeline(
 
         # 2. Who S* is
         checks.check_not_both("image", image, "subject", subject)
-        has_subject = image is not None or subject is not None
-        concepts = self._choose_concepts(concept, len(prompts), num_images_per_prompt, has_subject, base_guidance)
-        if concepts.names:
-            subject = [self.concepts[name].concept for name in concepts.names[::num_images_per_prompt]]
-            class_noun = [one.class_noun for one in subject]
+        names, base_guidance = self._choose_concepts(concept, subject, len(prompts), image is not None, base_guidance)
+        subject, class_noun = self._subjects_of(names, subject, class_noun)
         if image is None and subject is None and (guidance.uses_subject or starts_from_image):
             raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
         images = [] if image is None else self._read_images(prompt, image, image_weights, crop_face)
         subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet)
         class_noun = call_inputs.class_nouns(subjects, class_noun)
+        concepts = self._whose_pictures(names, subjects, num_images_per_prompt, base_guidance)
         if starts_from_image and any(map(learnt_subject.is_learnt, subjects)):
             raise ValueError(
                 "`strength` below 1 starts from a picture of the subject, and a LearntSubject has none: give `latents`."
@@ -425,21 +427,27 @@ class ProFusionPipeline(
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
         if images and (guidance.uses_subject or starts_from_image or may_change):
             subjects = self._encode_images(images, height, width)
-        null, class_text = (
-            self._text_of_pictures(texts, output, tokens.num_pieces, lora_scale, num_images_per_prompt)
-            for texts, output in (
-                (null_texts, text_encoders.TextOutput(negative_prompt_embeds, base_inputs.get(NULL_POOLED))),
-                (class_texts, text_encoders.TextOutput(prompt_embeds, base_inputs.get(CLASS_POOLED))),
-            )
-        )  # [B, T, D]
+        guides = [] if concepts.base_guidance else concepts.learnt[::num_images_per_prompt]
+        with self._text_adapters(concepts, guides, tokens.num_pieces, lora_scale):
+            null, class_text = (
+                self._text_of_pictures(texts, output, tokens.num_pieces, lora_scale, num_images_per_prompt)
+                for texts, output in (
+                    (null_texts, text_encoders.TextOutput(negative_prompt_embeds, base_inputs.get(NULL_POOLED))),
+                    (class_texts, text_encoders.TextOutput(prompt_embeds, base_inputs.get(CLASS_POOLED))),
+                )
+            )  # [B, T, D]
         null = null or self._zero_text(num_pictures, tokens.num_pieces)
+        with self._text_adapters(concepts, [one.subject for one in learnt], tokens.num_pieces, lora_scale):
+            words = self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt, align_with)
+        with self._text_adapters(concepts, [], tokens.num_pieces, lora_scale):
+            references = self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null.states)
         models = self._models_of(concepts)
         state = prediction.CallState(
             guidance=guidance,
             null_states=null.states,
             class_states=class_text and class_text.states,
-            references=self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null.states),
-            words=self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt, align_with),
+            references=references,
+            words=words,
             concepts=concepts,
             models=models,
             compiled=any(map(adapters.is_compiled, models.values())),
@@ -523,10 +531,12 @@ class ProFusionPipeline(
 
     def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
         """The rows of both stages, and those without guidance, with the scales and the concepts of now."""
-        return tuple(
-            replace(rows, adapters=self._adapters_of(state.concepts, rows.owner, rows.num_shared))
-            for rows in prediction.plan_rows(state)
-        )
+        planned = []
+        for rows in prediction.plan_rows(state):
+            num_made = len(state.references.owner) * rows.has_subject
+            of_rows = self._adapters_of(state.concepts, rows.owner, rows.num_shared, num_made, state.lora_scale)
+            planned.append(replace(rows, unet_adapters=of_rows[0], promptnet_adapters=of_rows[1]))
+        return tuple(planned)
 
     def _set_timesteps(self, num_inference_steps: int, strength: float) -> tuple[torch.Tensor, int]:
         """The timesteps of the call, and which of the scheduler's is the first of them."""

@@ -185,7 +185,7 @@ def predict(
             subject_pooled=pooled,
         )
     unet = state.models["unet"]
-    with adapters.computed_by(rows.adapters, compiled=state.compiled):
+    with adapters.computed_by(rows.unet_adapters, compiled=state.compiled):
         output = unet(
             latents[rows.owner],
             t,
@@ -209,17 +209,17 @@ def _subject_text(
 ) -> tuple[text_encoders.TextOutput, int]:
     """The text, or the piece of it, with S* of now in it, for each reference. [K, T, D], and L"""
     references, promptnet = state.references, state.models["promptnet"]
-    with adapters.computed_by(rows.adapters[len(rows.text_states) :], compiled=state.compiled):
+    with adapters.computed_by(rows.promptnet_adapters, compiled=state.compiled):
         words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
             0
         ]  # [K, L, D]
-    output = text_encoders.encode_ids(
-        state.text_encoders,
-        references.input_ids,
-        lora_scale=state.lora_scale,
-        positions=references.positions,
-        words=words,
-    )
+        output = text_encoders.encode_ids(
+            state.text_encoders,
+            references.input_ids,
+            lora_scale=state.lora_scale,
+            positions=references.positions,
+            words=words,
+        )
     return output, words.shape[1]
 
 
