@@ -1,10 +1,10 @@
-# make demo | test | test-numeric | test-slow | lint | train-demo | study | install | clean; each installs into .venv first.
+# make demo | test | test-numeric | test-slow | test-app | lint | train-demo | study | install | clean; each installs into .venv first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-numeric test-slow lint train-demo study clean
+.PHONY: install demo test test-numeric test-slow test-app test-app-slow lint train-demo study clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -37,6 +37,22 @@ test-numeric: $(STAMP)
 	OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 $(NUMERIC)
 	OMP_NUM_THREADS=2 PYTEST_XDIST_AUTO_NUM_WORKERS=1 $(NUMERIC)
 
+# Gradio asks for an older Pillow than constraints.txt names, so the app's tests have an environment laid over the pinned one.
+APP := .venv-app
+$(APP)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(APP)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	  > "$$($(APP)/bin/python -c 'import site; print(site.getsitepackages()[0])')/pinned.pth"
+	$(APP)/bin/pip install --quiet gradio==6.31.0 playwright==1.65.2
+	touch $@
+
+test-app: $(APP)/.installed
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest -m "not slow" tests/app tests/publishing/test_space.py
+
+# In a Chromium of this machine, and with fifty visitors at a time.
+test-app-slow: $(APP)/.installed
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest -m slow tests/app
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +72,4 @@ study: $(STAMP)
 	$(BIN)/python $(STUDY) --redraw
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) $(APP) build dist .pytest_cache .ruff_cache src/*.egg-info

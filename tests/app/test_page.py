@@ -46,6 +46,8 @@ def test_inputs(studio, tmp_path):
     assert who.photos[0].tobytes() == demo_portraits()[1].tobytes()
     assert (who.class_noun, prompts) == ("person", "S*")
     assert settings.call()["guidance_scale"] == 2.5 and settings.num_fusion_steps == 1
+    assert settings.seed == 7 and settings.side is None
+    assert read(studio, seed=-1, side=0)[2].seed is None and read(studio, side=128)[2].side == 128
     assert read(studio, by_hand=True, guidance_scale=1.5)[2].call()["guidance_scale"] == 1.5
     PICTURE.save(tmp_path / "a.png")
     file = str(tmp_path / "a.png")
@@ -129,11 +131,10 @@ def client_of(served):
     return Client(served[0], verbose=False)
 
 
-def expected(seed: int, prompt: str = "S*", portrait: int = 0, **who) -> bytes:
+def expected(seed: int, portrait: int = 0) -> bytes:
     call = dict(guidance_scale=2.5, class_guidance_scale=5.0, num_fusion_steps=0, num_inference_steps=2)
-    who = who or dict(image=demo_portraits()[portrait], class_noun="man")
-    pipe = tiny_pipeline()
-    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **call, **who).images[0].tobytes()
+    who = dict(image=demo_portraits()[portrait], class_noun="man")
+    return tiny_pipeline()("S*", generator=torch.Generator().manual_seed(seed), **call, **who).images[0].tobytes()
 
 
 @needs_gradio

@@ -60,7 +60,7 @@ def drawn(page) -> list[bytes]:
 def test_from_the_first_picture_to_a_concept_of_ones_own(page, tmp_path):
     open_all(page)
     page.locator("#prompts textarea").fill("a portrait of S*, at the beach")
-    set_slider(page, "steps", 3)
+    set_slider(page, "steps", 2)
     page.locator("#seed input").fill("1")
     page.click("#draw")
     first = drawn(page)
@@ -87,7 +87,7 @@ def test_from_the_first_picture_to_a_concept_of_ones_own(page, tmp_path):
     open_all(page)
     page.set_input_files("#concept-file input[type=file]", tmp_path / "concept.safetensors")
     page.wait_for_selector("#concept-shown code")
-    set_slider(page, "steps", 3)
+    set_slider(page, "steps", 2)
     page.click("#draw")
     assert len(drawn(page)) == 2
 

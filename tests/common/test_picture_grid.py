@@ -51,6 +51,12 @@ def test_captions_fit_their_column(text):
     assert all(FONT.getlength(line) <= 128 for line in lines)
 
 
+def test_a_long_name_is_broken_after_a_sign():
+    lines = wrapped("class_guidance_scale 2.5", FONT, 128).splitlines()
+    assert lines == ["class_guidance_", "scale 2.5"]
+    assert wrapped("num_fusion_steps 0", FONT, 400) == "num_fusion_steps 0"
+
+
 def test_a_phrase_begins_a_line():
     assert wrapped("a, b", FONT, 128) == "a,\nb"
 

@@ -256,7 +256,8 @@ def _inputs(gr: Any, studio: Studio) -> tuple[list, Any, Any]:
     limits = studio.limits
     faces = [str(number) for number in range(1, len(studio.portraits) + 1)]
     source = gr.Radio([PORTRAIT, PHOTOS, CONCEPT], value=PORTRAIT, label="Who is S*?", elem_id="source")
-    gr.HTML("".join(markup.image(portrait, 72) for portrait in studio.portraits))
+    strip = "".join(markup.image(portrait, 72) for portrait in studio.portraits)
+    gr.HTML(f'<div style="display:flex;gap:8px">{strip}</div>')
     portrait = gr.Radio(faces, value=faces[0], label="Portrait", elem_id="portrait")
     with gr.Accordion("My photos, or a concept", open=False):
         photos = gr.File(label=f"Up to {limits.photos} photos of one person", file_count="multiple", elem_id="photos")
@@ -280,8 +281,8 @@ def _inputs(gr: Any, studio: Studio) -> tuple[list, Any, Any]:
             gr.Number(studio.settings.get("fusion_subject_scale", 0.6), label="γ fusion_subject_scale"),
         ]
         steps = gr.Slider(1, limits.inference_steps, value=15, step=1, label="Denoising steps", elem_id="steps")
-        seed = gr.Number(None, label="Seed; empty for any", precision=0, elem_id="seed")
-        side = gr.Number(None, label="Side of the pictures; empty for the model's own", precision=0)
+        seed = gr.Number(-1, label="Seed; -1 for any", precision=0, elem_id="seed")
+        side = gr.Number(0, label="Side of the pictures; 0 for the model's own", precision=0)
     inputs = [source, portrait, photos, webcam, noun, prompts, position, by_hand, *scales, *fusion, steps, seed, side]
     return inputs, concept, shown
 
@@ -324,8 +325,8 @@ def read_inputs(
         fusion_guidance_scale: ω_f.
         fusion_subject_scale: γ.
         num_inference_steps: Denoising steps.
-        seed: Or None for any.
-        side: Of the pictures, or None.
+        seed: -1, or None, for any.
+        side: Of the pictures; 0, or None, for the model's own.
         learnt: The visitor's concept.
 
     Returns:
@@ -349,7 +350,8 @@ def read_inputs(
     scales = {"guidance_scale": guidance_scale, "class_guidance_scale": class_guidance_scale} if by_hand else {}
     scales |= {"fusion_guidance_scale": fusion_guidance_scale, "fusion_subject_scale": fusion_subject_scale}
     whole = {"num_fusion_steps": int(num_fusion_steps), "num_inference_steps": int(num_inference_steps)}
-    settings = Settings(position=position, scales=scales, seed=seed, side=side, **whole)
+    seed = None if seed is None or seed < 0 else seed
+    settings = Settings(position=position, scales=scales, seed=seed, side=side or None, **whole)
     return Who(**who), prompts, settings
 
 

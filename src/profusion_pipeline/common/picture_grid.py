@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,7 +113,7 @@ def png_bytes(picture: Image.Image, **options: Any) -> bytes:
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Break a text after commas, and between words so that no line is wider than `width` (unless a word is).
+    """Break a text after commas, and between words so that no line is wider than `width`; long_names after a `_`.
 
     Args:
         text: Lines that it has already stay.
@@ -130,11 +131,13 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     for phrase in text.replace(", ", ",\n").splitlines():
         lines.append("")
         for word in phrase.split():
-            longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and font.getlength(longer) > width:
-                lines.append(word)
-            else:
-                lines[-1] = longer
+            is_long = font.getlength(word) > width
+            for number, piece in enumerate(re.findall("[^_]+_*|_+", word) if is_long else [word]):
+                longer = f"{lines[-1]}{'' if number else ' '}{piece}".strip()
+                if lines[-1] and font.getlength(longer) > width:
+                    lines.append(piece)
+                else:
+                    lines[-1] = longer
     return "\n".join(lines)
 
 
