@@ -66,6 +66,7 @@ SHIPPED = {
     "text_encoders": {"torch"},
     "xl_conditions": {"torch"},
     "prompt_pieces": {"torch", "transformers"},
+    "recipes": set(),
     "text_alignment": {"torch", "transformers"},
     "guidance_rows": {"torch"},
     "shared_models": set(),

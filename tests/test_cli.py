@@ -18,6 +18,7 @@ from profusion_pipeline import Concept, CustomizeConfig, ProFusionPipeline, Trai
 from profusion_pipeline.cli import build_parser, call_flags, config_of, main
 from profusion_pipeline.common.flags import flags_of_dataclass
 from profusion_pipeline.evaluation.config import EvaluationConfig
+from profusion_pipeline.method.recipes import RECIPES
 from tiny import make_components
 
 COMMANDS = ["demo", "generate", "customize", "app", "evaluate", "train", "convert", "export", "push"]
@@ -97,7 +98,7 @@ def test_help_is_instant(command):
 
 # What can't be typed, or has a flag of another form.
 NOT_FLAGS = """self image subject concept generator latents prompt_embeds negative_prompt_embeds output_type return_dict
-    cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs""".split()
+    cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs base_inputs""".split()
 
 
 def test_flags_are_those_of_the_call():
@@ -118,6 +119,7 @@ EXAMPLES = {
     "class_prompt": (["a photo of a woman", "a dog"], ["a photo of a woman", "a dog"]),
     "negative_prompt": (["blue"], "blue"),
     "image_weights": (["0.5"], [0.5]),
+    "recipe": (["best"], "best"),
     "height": (["32"], 32),
     "width": (["32"], 32),
     "crop_face": (["auto"], "auto"),
@@ -742,3 +744,13 @@ def test_a_place_that_can_not_be_written_to_is_told_before_any_work(words, out, 
     assert main([*words, out]) == 1
     assert re.search(rf"must be a place that can be written to \(.*\), got '{out}'.$", capsys.readouterr().err)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_recipe_is_spelled_out_in_what_a_picture_says(generate, tmp_path, pipe, photo):
+    assert generate("--seed", "5", "--recipe", "fast", "--num-inference-steps", "2") == 0
+    with Image.open(tmp_path / "out.png") as drawn:
+        settings = json.loads(drawn.info["profusion"])["settings"]
+    assert settings == settings | RECIPES["fast"] | {"num_inference_steps": 2} and "recipe" not in settings
+    subject, generator = pipe.encode_subject(photo), torch.Generator().manual_seed(5)
+    found = pipe("a photo of S*", subject=subject, generator=generator, recipe="fast", num_inference_steps=2).images
+    assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(found[0]))

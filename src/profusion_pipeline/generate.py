@@ -113,11 +113,10 @@ def _work(args: argparse.Namespace) -> Work:
     prompts = _prompts(args)
     if not prompts:
         args.refuse("the following arguments are required: --prompt (or --prompts)")
-    settings = given_flags(args, [flag for flag in call_flags() if flag.name != "prompt"])
     work = Work(
         model=args.model,
         prompts=prompts,
-        settings=settings,
+        settings=_typed(args),
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         images=args.image or [],
         concepts=args.concept or [],
@@ -128,6 +127,16 @@ def _work(args: argparse.Namespace) -> Work:
     return work
 
 
+def _typed(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings that were given as flags, those of a recipe spelled out, so that a picture's record says them."""
+    typed = given_flags(args, [flag for flag in call_flags() if flag.name != "prompt"])
+    if "recipe" in typed:
+        from .method.recipes import with_recipe
+
+        typed = with_recipe(typed)
+    return typed
+
+
 def _work_again(args: argparse.Namespace) -> Work:
     """What a picture says of itself, and over it the flags."""
     from .common.made_with import BATCH, LOCAL, read_record
@@ -135,9 +144,7 @@ def _work_again(args: argparse.Namespace) -> Work:
     if args.image and args.concept:
         _refuse_one_without_the_other(args)
     old = read_record(args.again, name="--from")
-    flags = [flag for flag in call_flags() if flag.name != "prompt"]
-    typed = given_flags(args, flags)
-    known = {flag.name for flag in flags}
+    typed, known = _typed(args), {flag.name for flag in call_flags() if flag.name not in ("prompt", "recipe")}
     settings = {name: value for name, value in old["settings"].items() if name in known and value is not None} | typed
 
     images, concepts, model = args.image or [], args.concept or [], args.model or old["model"].get("source")

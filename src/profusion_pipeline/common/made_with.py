@@ -34,7 +34,8 @@ MOST_PICTURES = 1024  # of one call, in a record that is believed
 
 # What the call takes and a record can't say, or says in another place.
 NOT_SETTINGS = """self prompt image subject concept generator latents prompt_embeds negative_prompt_embeds output_type
-    return_dict cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs base_inputs""".split()
+    return_dict cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs base_inputs
+    recipe""".split()
 
 # What the IPTC's vocabulary calls a picture that a trained model drew.
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -52,6 +52,7 @@ from . import (
     noise_levels,
     output,
     prediction,
+    recipes,
     reference_images,
     repository,
     shared_models,
@@ -204,6 +205,7 @@ class ProFusionPipeline(
         return other
 
     @torch.no_grad()
+    @recipes.takes_recipe
     @shared_models.one_call_at_a_time
     def __call__(
         self,
@@ -215,6 +217,7 @@ class ProFusionPipeline(
         class_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         image_weights: list[float] | list[list[float]] | None = None,
+        recipe: str | None = None,
         height: int | None = None,
         width: int | None = None,
         crop_face: str | None = None,
@@ -270,6 +273,8 @@ class ProFusionPipeline(
             negative_prompt: What not to show, the text of ε_∅. Empty if None.
             image_weights: The weight of each reference, nested as `image`. Equal with a sum of 1 if None. In the
                 fusion stage only their proportions count; in refinement each reference pulls with ω_1 times its weight.
+            recipe: Settings that belong together: "fast", "best" or "paper" (docs/speed.md). Those that are given
+                beside it go before its own. None is "paper": the authors' settings, which are the defaults here.
             height: Of the pictures in pixels, a multiple of VAE factor x PromptNet's grid (64 for Stable Diffusion).
                 The subject's if one is given, else the UNet's trained size.
             width: As `height`.
