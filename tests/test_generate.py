@@ -4,13 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from concepts import learn
-from profusion_pipeline import ProFusionPipeline, demo_portraits
+from loras import FILE, write_lora
+from profusion_pipeline import LearntSubject, ProFusionPipeline, demo_portraits
 from profusion_pipeline.cli import main
 from profusion_pipeline.common.made_with import read_record
-from tiny import make_components
+from tiny import TEXT_WIDTH, make_components
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +29,9 @@ def generate(model, tmp_path, monkeypatch, capsys):
     """Run `profusion generate` in an empty folder with two steps; what is said on stderr, or the error's sentence."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words, again=None):
+    def run(*words, again=None, bare=False):
         needed = ["--from", again] if again else ["--model", model, "--image", "demo", "--num-inference-steps", 2]
+        needed = [] if bare else needed
         code = main([str(word) for word in ["generate", *needed, *words]])
         said = capsys.readouterr().err
         assert code == 0, said
@@ -157,3 +162,69 @@ def test_the_bundled_portraits(generate, model, pipe):
     assert read_record("a.png")["references"][0]["source"] == "demo"
     with pytest.raises(AssertionError, match="`--image` must be one of the portraits demo:1 to demo:4, got 'demo:5'"):
         generate("--image", "demo:5", "--prompt", "S*")
+
+
+# What others have learnt
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Stable Diffusion's own parts, a LoRA and a learnt word for them."""
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("plain")
+    diffusers = StableDiffusionPipeline.from_pipe(ProFusionPipeline(**make_components(promptnet=None)))
+    diffusers.save_pretrained(folder / "model")
+    write_lora(folder / "lora")
+    toy = torch.randn(2, TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
+    save_file({"<toy>": toy}, folder / "toy.safetensors")
+    return folder
+
+
+def test_a_lora_and_a_learnt_word(generate, plain):
+    model = ["--model", plain / "model"]
+    settings = ["--class-noun", "hat", "--num-inference-steps", 2, "--seed", 3, "--prompt", "a S*"]
+    words = ["--words", "sks hat", "--lora", plain / "lora" / FILE, "--lora-scale", 0.5]
+    generate(*model, *settings, *words, "--out", "lora.png", bare=True)
+    toy = ["--textual-inversion", plain / "toy.safetensors"]
+    generate(*model, *settings, *toy, "--out", "toy.png", bare=True)
+
+    pipe = ProFusionPipeline.from_pretrained(plain / "model")
+    pipe.load_lora_weights(str(plain / "lora"), adapter_name="hat")
+    pipe.load_textual_inversion(str(plain / "toy.safetensors"))
+    subjects = {
+        "lora": LearntSubject("sks hat", class_noun="hat", adapter="hat", scale=0.5),
+        "toy": LearntSubject("<toy>", class_noun="hat"),
+    }
+    for name, subject in subjects.items():
+        expected = pipe("a S*", subject=subject, num_inference_steps=2, generator=torch.Generator().manual_seed(3))
+        assert np.array_equal(pixels(f"{name}.png"), np.asarray(expected.images[0]))
+        pipe.unload_lora_weights()
+
+    learnt = read_record("lora.png")["learnt"]
+    assert (learnt["words"], learnt["class_noun"], learnt["scales"]) == ("sks hat", "hat", [0.5])
+    assert [part["source"] for part in learnt["loras"]] == ["local"] and learnt["textual_inversions"] == []
+    said = generate(*model, *words[2:4], "--out", "again.png", again="lora.png")
+    assert "otherwise" not in said and np.array_equal(pixels("again.png"), pixels("lora.png"))
+    with pytest.raises(SystemExit):
+        generate(*model, "--out", "again.png", again="lora.png")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--lora", "f", "--class-noun", "dog"], "--words must say what stands for S*"),
+        (["--words", "sks dog"], "--class-noun must say once what the words stand for"),
+        (
+            ["--words", "sks", "--class-noun", "a", "--image", "f"],
+            "one of --image and --concept must say who S* is, or",
+        ),
+        (
+            ["--words", "sks", "--class-noun", "a", "--lora-scale", "1"],
+            "--lora-scale must be given for each of 0 --lora",
+        ),
+    ],
+)
+def test_what_learnt_words_need(generate, words, message, capsys):
+    with pytest.raises(SystemExit):
+        generate("--model", "m", "--prompt", "S*", *words, bare=True)
+    assert message in capsys.readouterr().err

@@ -251,10 +251,14 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(
         commands,
         _generate,
-        "(--model M (--image FILE | --concept FOLDER) --prompt TEXT | --from PICTURE) [options]",
-        "Pictures of the person on the reference photo(s), or of a concept.",
+        "(--model M (--image FILE | --concept FOLDER | --words TEXT) --prompt TEXT | --from PICTURE) [options]",
+        "Pictures of the person on the reference photo(s), of a concept, or of what a LoRA or word has learnt.",
     )
-    command.add_argument("--model", default=None, help='Folder or Hub id of a ProFusion pipeline, or "demo".')
+    command.add_argument(
+        "--model",
+        default=None,
+        help='Folder or Hub id of a ProFusion pipeline, or "demo"; for --words of any Stable Diffusion 1.x or 2.x.',
+    )
     command.add_argument(
         "--image",
         default=None,
@@ -268,6 +272,30 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="FOLDER",
         help="In place of --image: what `profusion customize` made, a folder or Hub id; one, or one for each prompt.",
+    )
+    command.add_argument(
+        "--words",
+        default=None,
+        metavar="TEXT",
+        help="In place of --image: what stands for S* in the prompt, such as the words a LoRA was trained with; with "
+        "--class-noun.",
+    )
+    command.add_argument(
+        "--lora",
+        default=None,
+        nargs="+",
+        metavar="FILE",
+        help="A file, folder or Hub id: the LoRA that --words were learnt with; it computes S* only. Several add up.",
+    )
+    command.add_argument(
+        "--lora-scale", default=None, nargs="+", type=float, metavar="X", help="Weight of each LoRA (default: 1)."
+    )
+    command.add_argument(
+        "--textual-inversion",
+        default=None,
+        nargs="+",
+        metavar="FILE",
+        help="A file, folder or Hub id of a learnt word, which --words may hold; without --words it stands for S*.",
     )
     command.add_argument(
         "--from",

@@ -45,6 +45,7 @@ class Work:
         seed: Of the first picture.
         images: Where the photos lie.
         concepts: Where the concepts lie, one or one for each prompt.
+        learnt: Arguments of `load_learnt`, where S* is what others have taught a model.
         device: None for the usual one.
         dtype: None for the usual one.
         only: The number of the one picture that is wanted of the call's; None for all.
@@ -61,6 +62,7 @@ class Work:
     seed: int
     images: list[str] = dataclasses.field(default_factory=list)
     concepts: list[str] = dataclasses.field(default_factory=list)
+    learnt: dict[str, Any] | None = None
     device: str | None = None
     dtype: str | None = None
     only: int | None = None
@@ -120,6 +122,7 @@ def _work(args: argparse.Namespace) -> Work:
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         images=args.image or [],
         concepts=args.concept or [],
+        learnt=_learnt(args),
         device=args.device,
         dtype=args.dtype,
     )
@@ -141,21 +144,26 @@ def _work_again(args: argparse.Namespace) -> Work:
     """What a picture says of itself, and over it the flags."""
     from .common.made_with import BATCH, LOCAL, read_record
 
-    if args.image and args.concept:
+    if _num_kinds(args) > 1:
         _refuse_one_without_the_other(args)
     old = read_record(args.again, name="--from")
     typed, known = _typed(args), {flag.name for flag in call_flags() if flag.name not in ("prompt", "recipe")}
     settings = {name: value for name, value in old["settings"].items() if name in known and value is not None} | typed
 
     images, concepts, model = args.image or [], args.concept or [], args.model or old["model"].get("source")
-    if not (images or concepts):
+    learnt = None if images or concepts else _learnt_again(old, _learnt(args))
+    if not (images or concepts or learnt):
         images = [each.get("source") for each in old.get("references", [])]
         concepts = [old["concept"].get("source")] if "concept" in old else []
-    sources = {"--image": images, "--concept": concepts, "--model": [model]}
+    learnt_places = {
+        "--lora": (learnt or {}).get("loras", []),
+        "--textual-inversion": (learnt or {}).get("textual_inversions", []),
+    }
+    sources = {"--image": images, "--concept": concepts, **learnt_places, "--model": [model]}
     for flag, places in sources.items():
         if any(place == LOCAL or not isinstance(place, str) for place in places):
             args.refuse(f"{flag} must be given, because a picture doesn't say where what it was made with lies")
-    if not (images or concepts):
+    if not (images or concepts or learnt):
         _refuse_one_without_the_other(args)
 
     prompts, only = _prompts(args), None
@@ -173,6 +181,7 @@ def _work_again(args: argparse.Namespace) -> Work:
         seed=old["seed"] if args.seed is None else args.seed,
         images=images,
         concepts=concepts,
+        learnt=learnt,
         device=device,
         dtype=args.dtype or _dtype_of(old),
         only=only,
@@ -206,8 +215,42 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _refuse_one_without_the_other(args: argparse.Namespace) -> None:
-    if (args.image is None) == (args.concept is None):
-        args.refuse("one of --image and --concept must say who S* is")
+    if _num_kinds(args) != 1:
+        args.refuse("one of --image and --concept must say who S* is, or --words, --lora and --textual-inversion")
+    if args.lora and args.words is None and not args.textual_inversion:
+        args.refuse("--words must say what stands for S*, such as the words that --lora was trained with")
+    if args.lora_scale and len(args.lora_scale) != len(args.lora or ()):
+        args.refuse(f"--lora-scale must be given for each of {len(args.lora or ())} --lora, got {len(args.lora_scale)}")
+    if _learnt(args) and not isinstance(_learnt(args)["class_noun"], str):
+        args.refuse("--class-noun must say once what the words stand for, such as dog")
+
+
+def _num_kinds(args: argparse.Namespace) -> int:
+    """How many of the three ways to say who S* is were taken."""
+    return sum(map(bool, (args.image, args.concept, args.words or args.lora or args.textual_inversion)))
+
+
+def _learnt(args: argparse.Namespace) -> dict[str, Any] | None:
+    if not (args.words or args.lora or args.textual_inversion):
+        return None
+    nouns = given_flags(args, [flag for flag in call_flags() if flag.name == "class_noun"]).get("class_noun")
+    return {
+        "words": args.words,
+        "class_noun": nouns[0] if isinstance(nouns, list) and len(nouns) == 1 else nouns,
+        "loras": args.lora or [],
+        "scales": args.lora_scale or [],
+        "textual_inversions": args.textual_inversion or [],
+    }
+
+
+def _learnt_again(old: dict[str, Any], typed: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a picture says of learnt words, and over it what was typed."""
+    said = old.get("learnt")
+    if not said:
+        return typed
+    places = {kind: [part.get("source") for part in said.get(kind, [])] for kind in ("loras", "textual_inversions")}
+    words = {name: said.get(name) for name in ("words", "class_noun", "scales")}
+    return words | places | {name: value for name, value in (typed or {}).items() if value}
 
 
 def _check_concepts(args: argparse.Namespace, work: Work) -> None:
@@ -219,6 +262,7 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     """The pictures that are wanted, and the record of each."""
     import torch
 
+    from .common.learnt_files import load_learnt
     from .common.open_pipeline import load_pipeline
     from .demo import load_photo
     from .method.checks import check_choice
@@ -229,7 +273,7 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     if work.settings.get("crop_face") is not None:
         check_choice("crop_face", work.settings["crop_face"], (AUTO,))
         seen = [crop_face(photo, warn=lambda text: print(text, file=sys.stderr)) for photo in seen]
-    pipe = load_pipeline(work.model, **chosen_place(work.device, work.dtype))
+    pipe, learnt = load_pipeline(work.model, **chosen_place(work.device, work.dtype)), None
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
     generators = [torch.Generator().manual_seed(seed) for seed in work.seeds]
     settings = {name: value for name, value in work.settings.items() if name != "crop_face"}
@@ -239,16 +283,19 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
             pipe.load_concept(source, name=name)
         of_prompt = [names[source] for source in work.concepts]
         settings["concept"] = of_prompt[0] if len(of_prompt) == 1 else of_prompt
+    elif work.learnt:
+        learnt = load_learnt(pipe, **work.learnt)
+        settings["subject"] = learnt.subject
     else:
         encoding = (settings.pop(name, None) for name in OF_REFERENCES)
         settings["subject"] = pipe.encode_subject(seen, *encoding)
     prompt = work.prompts[0] if len(work.prompts) == 1 else work.prompts
     pictures = pipe(prompt, generator=generators, **settings).images
     wanted = range(len(pictures)) if work.only is None else [work.only]
-    return [pictures[i] for i in wanted], [_record(pipe, work, photos, i) for i in wanted]
+    return [pictures[i] for i in wanted], [_record(pipe, work, photos, learnt, i) for i in wanted]
 
 
-def _record(pipe, work: Work, photos: list, number: int) -> dict[str, Any]:
+def _record(pipe, work: Work, photos: list, learnt: Any, number: int) -> dict[str, Any]:
     from .common.made_with import record_of
 
     per_prompt = work.settings.get("num_images_per_prompt", 1)
@@ -269,6 +316,7 @@ def _record(pipe, work: Work, photos: list, number: int) -> dict[str, Any]:
         settings=settings,
         references=photos,
         concept=concept,
+        learnt=learnt,
         batch=(len(work.prompts), per_prompt, number),
     )
 

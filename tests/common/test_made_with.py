@@ -114,8 +114,10 @@ def changed(record, **parts):
         (dict(settings=[]), "`settings` must be there and of dict"),
         (dict(batch={"prompts": 10**9}), "`batch` must number one of at most 1024 pictures"),
         (dict(batch={"number": 1}), "`batch` must number one of at most 1024 pictures"),
-        (dict(references=[3]), "`references` and `concept` must be objects, got 3"),
-        (dict(concept="x"), "`references` and `concept` must be objects, got 'x'"),
+        (dict(references=[3]), "`references`, `concept` and `learnt` must be objects, got 3"),
+        (dict(learnt=3), "`references`, `concept` and `learnt` must be objects, got 3"),
+        (dict(learnt={"loras": {"source": "x"}}), "`references`, `concept` and `learnt` must be objects, got None"),
+        (dict(concept="x"), "`references`, `concept` and `learnt` must be objects, got 'x'"),
     ],
 )
 def test_what_strangers_write(record, parts, message):

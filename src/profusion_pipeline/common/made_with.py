@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from ..method import adapters, card, concept_file, picture_file, pipeline_profusion, quoting
+from . import learnt_files
 from .open_pipeline import DEMO
 
 logger = logging.get_logger(__name__)
@@ -53,6 +54,7 @@ def record_of(
     settings: Mapping[str, Any],
     references: Sequence[tuple[str | Path, Image.Image]] = (),
     concept: tuple[str | Path, concept_file.Concept] | None = None,
+    learnt: learnt_files.Learnt | None = None,
     batch: tuple[int, int, int] = (1, 1, 0),
 ) -> dict[str, Any]:
     """What is to be said of a picture that a call drew.
@@ -65,6 +67,7 @@ def record_of(
         settings: Those that the call was given, as for this picture alone; the others have the call's defaults.
         references: Who S* was: where each photo came from and what it was.
         concept: In their place, where the concept came from and what it was.
+        learnt: In their place, words that others have taught a model.
         batch: How many prompts the call had, how many pictures for each, and the number of this one among all of them
             from 0. The last bits of a picture depend on how many are drawn at once.
 
@@ -88,6 +91,8 @@ def record_of(
     who: dict[str, Any] = {"references": [{"source": _place(where), "hash": _hash(one)} for where, one in references]}
     if concept is not None:
         who = {"concept": {"source": _place(concept[0]), "hash": _hash(concept[1])}}
+    if learnt is not None:
+        who = {"learnt": _record_of_learnt(learnt)}
     return {
         "prompt": prompt,
         "seed": seed,
@@ -138,9 +143,15 @@ def differences(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
     for what, part in (("model", "model"), ("concept", "concept")):
         if record.get(part, {}).get("hash") != other.get(part, {}).get("hash"):
             said.append(f"another {what}")
-    hashes = [[one.get("hash") for one in each.get("references", [])] for each in (record, other)]
-    if hashes[0] != hashes[1]:
-        said.append("another photo")
+    for what, part, kind in (
+        ("photo", None, "references"),
+        ("LoRA", "learnt", "loras"),
+        ("textual inversion", "learnt", "textual_inversions"),
+    ):
+        parts = [each if part is None else each.get(part, {}) for each in (record, other)]
+        hashes = [[one.get("hash") for one in each.get(kind, [])] for each in parts]
+        if hashes[0] != hashes[1]:
+            said.append(f"another {what}")
     for name in ("scheduler", "dtype", "device"):
         old, new = (each.get("model", {}).get(name) for each in (record, other))
         if old != new:
@@ -253,9 +264,14 @@ def _check_record(record: Any) -> None:
     counts = all(type(one) is int and one >= 0 for one in (prompts, pictures, number))
     if not (counts and number < prompts * pictures <= MOST_PICTURES):
         raise ValueError(f"`batch` must number one of at most {MOST_PICTURES} pictures, got {quoting.quote(batch)}.")
-    for part in (record.get("concept", {}), *_list_of(record.get("references", []))):
+    learnt = record.get("learnt", {})
+    parts = [record.get("concept", {}), learnt, *_list_of(record.get("references", []))]
+    if isinstance(learnt, dict):
+        for kind in ("loras", "textual_inversions"):
+            parts += learnt.get(kind, []) if isinstance(learnt.get(kind, []), list) else [None]
+    for part in parts:
         if not isinstance(part, dict):
-            raise ValueError(f"`references` and `concept` must be objects, got {quoting.quote(part)}.")
+            raise ValueError(f"`references`, `concept` and `learnt` must be objects, got {quoting.quote(part)}.")
 
 
 def _list_of(value: Any) -> list:
@@ -276,13 +292,28 @@ def _place(source: str | Path) -> str:
     return LOCAL
 
 
-def _hash(thing: Image.Image | concept_file.Concept) -> str:
+def _record_of_learnt(learnt: learnt_files.Learnt) -> dict[str, Any]:
+    kinds = {"loras": learnt.loras, "textual_inversions": learnt.textual_inversions}
+    return {
+        "words": learnt.subject.words,
+        "class_noun": learnt.subject.class_noun,
+        "scales": [scale for _, scale in learnt.subject.adapters],
+        **{
+            kind: [{"source": _place(place), "hash": _hash(tensors)} for place, tensors in parts]
+            for kind, parts in kinds.items()
+        },
+    }
+
+
+def _hash(thing: Image.Image | concept_file.Concept | dict[str, torch.Tensor]) -> str:
     """64 hexadecimal digits of what it holds, wherever it lies."""
     digest = hashlib.sha256()
     if isinstance(thing, Image.Image):
         digest.update(f"{thing.mode} {thing.size}".encode() + thing.tobytes())
         return digest.hexdigest()
-    tensors = {name: getattr(thing, name) for name in concept_file.SUBJECT} | thing.changes
+    tensors = thing if isinstance(thing, dict) else None
+    if tensors is None:
+        tensors = {name: getattr(thing, name) for name in concept_file.SUBJECT} | thing.changes
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

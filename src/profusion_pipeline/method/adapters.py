@@ -38,7 +38,7 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module) -> str:
+def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | None) -> str:
     """A hash of the weights that a concept depends on, the same for copies in float32, float16 and bfloat16.
 
     It is taken over the signs of the weights, which no rounding changes; of large tensors 65,536 evenly spread entries
@@ -47,7 +47,7 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module) ->
     Args:
         unet: Of the pipeline.
         text_encoder: Of the pipeline.
-        promptnet: Of the pipeline.
+        promptnet: Of the pipeline, if it has one.
 
     Returns:
         64 hexadecimal digits.
@@ -63,6 +63,8 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module) ->
     """
     digest = hashlib.sha256()
     for model in (unet, text_encoder, promptnet):
+        if model is None:
+            continue
         # transformers 4 nests what 5 doesn't
         weights = {name.removeprefix("text_model."): weight for name, weight in base_weights(model).items()}
         for name in sorted(name for name in weights if not name.endswith("token_embedding.weight")):
