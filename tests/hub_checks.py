@@ -64,6 +64,20 @@ def code_that_ran() -> list[str]:
     return [name for name in sys.modules if "pipeline_profusion" in name or "modeling_promptnet" in name]
 
 
+def xl_latents(pipe) -> torch.Tensor:
+    """Two steps of a pipeline of Stable Diffusion XL with learnt words."""
+    pipe.set_progress_bar_config(disable=True)
+    subject = pipe.LearntSubject("red hat", class_noun="hat")
+    generator = torch.Generator().manual_seed(0)
+    return pipe(PROMPT, subject=subject, num_inference_steps=2, output_type="latent", generator=generator).images
+
+
+def expect_xl(pipe, settings: dict) -> None:
+    assert type(pipe).__name__ == "ProFusionXLPipeline", type(pipe)
+    wanted = torch.load(settings["latents"]["xl"], weights_only=True)
+    torch.testing.assert_close(xl_latents(pipe), wanted, rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------------------------- nothing installed
 
 
@@ -221,6 +235,44 @@ def bare_old_repository(settings):
 
     for source in (settings["old"], "me/old"):
         expect_as_recorded(DiffusionPipeline.from_pretrained(source, trust_remote_code=True), settings)
+
+
+def bare_xl(settings):
+    from diffusers import DiffusionPipeline
+
+    expect_xl(DiffusionPipeline.from_pretrained(settings["xl"], trust_remote_code=True), settings)
+    ask(settings, "GET", "/-/log")
+    expect_xl(DiffusionPipeline.from_pretrained("me/xl", trust_remote_code=True), settings)
+    asked = json.loads(ask(settings, "GET", "/-/log"))
+    assert 0 < len(asked) <= 60, (len(asked), asked)
+
+
+def bare_xl_code_on_another_base(settings):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(
+        settings["stable_diffusion_xl"], custom_pipeline="me/xl", trust_remote_code=True
+    )
+    assert pipe.promptnet is None
+    expect_xl(pipe, settings)
+
+
+def bare_xl_saved_again(settings):
+    from diffusers import DiffusionPipeline
+
+    again = Path(settings["work"], "xl_again")
+    DiffusionPipeline.from_pretrained(settings["xl"], trust_remote_code=True).save_pretrained(again)
+    expect_xl(DiffusionPipeline.from_pretrained(again, trust_remote_code=True), settings)
+    assert (again / "pipeline.py").read_bytes() == Path(settings["xl"], "pipeline.py").read_bytes()
+
+
+def ours_xl(settings):
+    from profusion_pipeline import ProFusionXLPipeline
+
+    before = code_that_ran()
+    for source in (settings["xl"], "me/xl", settings["stable_diffusion_xl"]):
+        expect_xl(ProFusionXLPipeline.from_pretrained(source), settings)
+    assert not [name for name in set(code_that_ran()) - set(before) if "diffusers_modules" in name]
 
 
 def bare_a_load_makes_few_requests(settings):

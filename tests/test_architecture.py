@@ -65,6 +65,7 @@ SHIPPED = {
     "prediction": {"torch"},
     "text_encoders": {"torch"},
     "xl_conditions": {"torch"},
+    "pipeline_profusion_xl": {"torch", "PIL", "transformers", "diffusers"},
     "prompt_pieces": {"torch", "transformers"},
     "recipes": set(),
     "text_alignment": {"torch", "transformers"},

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .method.concept_file import Concept as Concept
     from .method.learnt_subject import LearntSubject as LearntSubject
     from .method.modeling_promptnet import PromptNet as PromptNet
+    from .method.pipeline_profusion_xl import ProFusionXLPipeline as ProFusionXLPipeline
     from .method.subject_embedding import SubjectEmbedding as SubjectEmbedding
     from .publishing.convert import convert_checkpoint as convert_checkpoint
     from .publishing.export import export_pipeline as export_pipeline
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ProFusionPipeline": "customization.customize",  # the class of `method`, given its `customize`
+    "ProFusionXLPipeline": "method.pipeline_profusion_xl",
     "SubjectEmbedding": "method.subject_embedding",
     "LearntSubject": "method.learnt_subject",
     "Concept": "method.concept_file",

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import hub_checks
 from hub_server import Hub, Repository, serve
-from profusion_pipeline import ProFusionPipeline
+from profusion_pipeline import ProFusionPipeline, ProFusionXLPipeline
 from test_architecture import SHIPPED
 from tiny import make_components
+from tiny_xl import make_xl_components
 
 TESTS = Path(__file__).parents[1]
 SOURCE = TESTS.parent / "src" / "profusion_pipeline" / "method"
@@ -66,6 +67,7 @@ def settings(tmp_path_factory):
     """Folders and a Hub with repositories, and what each must give."""
     work = tmp_path_factory.mktemp("hub")
     names = ("first", "second", "old", "stable_diffusion", "moved", "trapped", "trapped_more", "trapped_unet")
+    names += ("xl", "stable_diffusion_xl")
     folders = {name: work / "repositories" / name for name in names}
     marker = work / "the_trap_was_sprung"
 
@@ -86,6 +88,14 @@ def settings(tmp_path_factory):
     second.save_pretrained(folders["second"])
     expected["second"] = hub_checks.latents(second)
     assert not torch.allclose(expected["first"], expected["second"])
+
+    expected["xl"] = hub_checks.xl_latents(ProFusionXLPipeline(**make_xl_components()))
+    xl = ProFusionXLPipeline(**make_xl_components())
+    xl.save_pretrained(folders["xl"])
+    base = {name: part for name, part in xl.components.items() if name != "promptnet"}
+    StableDiffusionXLPipeline(**base | dict(image_encoder=None, feature_extractor=None)).save_pretrained(
+        folders["stable_diffusion_xl"]
+    )
 
     shutil.copytree(OLD, folders["old"])
     ProFusionPipeline(**make_components(), placeholder="moved").save_pretrained(folders["moved"])

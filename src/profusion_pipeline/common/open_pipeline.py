@@ -7,6 +7,7 @@ import torch
 from diffusers.utils import is_accelerate_available
 
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.pipeline_profusion_xl import ProFusionXLPipeline
 
 DEMO = "demo"  # the word that names the bundled model wherever a model is named
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
@@ -41,7 +42,7 @@ def pipeline_source(model: str | Path, *, demo: Path = DEMO_FOLDER) -> str:
 def load_pipeline(
     source: str | Path, *, dtype: torch.dtype, device: str | torch.device, **components: Any
 ) -> ProFusionPipeline:
-    """`ProFusionPipeline.from_pretrained` in one dtype, then moved to `device`, with or without accelerate.
+    """`from_pretrained` of the class that fits, in one dtype, then moved to `device`, with or without accelerate.
 
     Args:
         source: Folder, Hub id, or "demo".
@@ -50,7 +51,7 @@ def load_pipeline(
         **components: What takes the place of components at `source`, by name.
 
     Returns:
-        The pipeline.
+        The pipeline; a `ProFusionXLPipeline` where `source` is Stable Diffusion XL.
 
     Raises:
         OSError: There is no pipeline at `source`.
@@ -61,6 +62,25 @@ def load_pipeline(
     # accelerate is no core dependency; without it diffusers can't load in the way that saves memory, and says so.
     saves_memory = is_accelerate_available()
     place = pipeline_source(source)
-    return ProFusionPipeline.from_pretrained(place, dtype=dtype, low_cpu_mem_usage=saves_memory, **components).to(
-        device
-    )
+    fitting = pipeline_class(place)
+    return fitting.from_pretrained(place, dtype=dtype, low_cpu_mem_usage=saves_memory, **components).to(device)
+
+
+def pipeline_class(place: str) -> type[ProFusionPipeline]:
+    """The class for what lies at a place: a base of Stable Diffusion XL has its own.
+
+    Args:
+        place: Folder or Hub id.
+
+    Returns:
+        `ProFusionPipeline` or `ProFusionXLPipeline`.
+
+    Raises:
+        OSError: There is no pipeline at that place.
+
+    Example:
+        >>> pipeline_class(str(DEMO_FOLDER)).__name__
+        'ProFusionPipeline'
+    """
+    name = ProFusionPipeline.load_config(place)["_class_name"]
+    return ProFusionXLPipeline if "XL" in name else ProFusionPipeline

@@ -220,7 +220,8 @@ def check_components_fit(components: dict[str, Any]) -> None:
     for ours, component, theirs in widths:
         if components[component] is None:  # the image encoder may be missing
             continue
-        width = getattr(components[component].config, theirs)
+        parts = [components[component], components.get(f"{component}_2")]  # Stable Diffusion XL has two text encoders
+        width = sum(getattr(part.config, theirs) for part in parts if part is not None)
         if promptnet[ours] != width:
             raise ValueError(
                 f"`promptnet` must fit `{component}`, whose `{theirs}` is {width}, got one with `{ours}` "

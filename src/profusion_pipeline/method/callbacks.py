@@ -46,6 +46,9 @@ class CallbackMixin:
             "prompt_embeds": state.class_states,
             "negative_prompt_embeds": state.null_states,
         }
+        if state.added is not None:
+            tensors["pooled_prompt_embeds"] = state.added.class_pooled
+            tensors["negative_pooled_prompt_embeds"] = state.added.null_pooled
         changed = tensors | (callback(self, i, t, {name: tensors[name] for name in tensor_inputs}) or {})
         for name, tensor in tensors.items():
             if tensor is not None and changed[name].shape != tensor.shape:
@@ -54,8 +57,14 @@ class CallbackMixin:
                     f"{tuple(changed[name].shape)}."
                 )
         guidance = replace(state.guidance, **{name: getattr(self, f"_{name}") for name in SCALES})
+        added = state.added and replace(
+            state.added,
+            class_pooled=changed["pooled_prompt_embeds"],
+            null_pooled=changed["negative_pooled_prompt_embeds"],
+        )
         return changed["latents"], replace(
             state,
+            added=added,
             guidance=guidance,
             class_states=changed["prompt_embeds"],
             null_states=changed["negative_prompt_embeds"],

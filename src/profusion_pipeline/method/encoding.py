@@ -151,14 +151,28 @@ class EncodingMixin:
             >>> prompt_embeds.shape == negative_prompt_embeds.shape
             True
         """
+        text, null = self._encode_prompts(prompt, negative_prompt, lora_scale, long_prompts)
+        return text.states, null.states
+
+    _null_is_zero = False  # whether ∅ without a negative prompt is no text at all
+
+    @torch.no_grad()
+    def _encode_prompts(
+        self, prompt: str | list[str], negative_prompt: str | list[str] | None, lora_scale: float, long_prompts: bool
+    ) -> tuple[text_encoders.TextOutput, text_encoders.TextOutput]:
+        """Of class prompts, and of negative prompts."""
         prompts = call_inputs.list_prompts(prompt)
         checks.check_without("prompt", prompts, self.config.placeholder)
+        is_zero = negative_prompt is None and self._null_is_zero
         negative_prompts = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts))
         num_pieces = self._num_pieces(prompts + negative_prompts) if long_prompts else None
-        prompt_embeds = self._encode_texts(prompts, lora_scale, num_pieces).states  # [P, T, D]
-        negative_prompt_embeds = self._encode_texts(negative_prompts, lora_scale, num_pieces).states  # [P, T, D]
+        text = self._encode_texts(prompts, lora_scale, num_pieces)
+        if is_zero:
+            null = self._zero_text(len(prompts), num_pieces)
+        else:
+            null = self._encode_texts(negative_prompts, lora_scale, num_pieces)
         self.maybe_free_model_hooks()
-        return prompt_embeds, negative_prompt_embeds
+        return text, null
 
     def _read_images(
         self,

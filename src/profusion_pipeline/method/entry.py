@@ -20,6 +20,8 @@ from pathlib import Path
 from diffusers.utils import DIFFUSERS_DYNAMIC_MODULE_NAME, HF_MODULES_CACHE
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 
+PIPELINE = "pipeline_profusion.ProFusionPipeline"  # of this repository; another base model's has another
+
 
 def take_apart(code: bytes) -> dict[str, bytes]:
     """The files that lie one after another in one file, each below a line with its name.
@@ -45,7 +47,7 @@ def import_pipeline(entry: Path) -> type:
         entry: This file, with the files that its text names beside and below it.
 
     Returns:
-        `ProFusionPipeline`, of the module `profusion_<hash>.pipeline_profusion`.
+        `ProFusionPipeline`, of the module `profusion_<hash>.pipeline_profusion`, or what PIPELINE names.
 
     Example:
         >>> import_pipeline(Path("saved-pipeline/pipeline.py"))  # doctest: +SKIP
@@ -67,8 +69,10 @@ def import_pipeline(entry: Path) -> type:
             part.write_bytes(content)
             os.replace(part, folder / name)
     importlib.invalidate_caches()
-    return importlib.import_module(f"{package}.pipeline_profusion").ProFusionPipeline
+    module, name = PIPELINE.split(".")
+    return getattr(importlib.import_module(f"{package}.{module}"), name)
 
 
 if __name__.startswith(f"{DIFFUSERS_DYNAMIC_MODULE_NAME}."):  # run by diffusers, not imported from an installed package
-    ProFusionPipeline = import_pipeline(Path(__file__))
+    # diffusers asks for the class by its name, or takes the only one that there is.
+    globals()[PIPELINE.split(".")[1]] = import_pipeline(Path(__file__))

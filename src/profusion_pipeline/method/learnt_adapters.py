@@ -11,6 +11,28 @@ from . import adapters, concept_loader, learnt_subject, quoting
 OTHER_BASE = ("size mismatch", "not found in the base model")  # what torch and PEFT say of it
 
 
+@contextmanager
+def refusing_other_bases() -> Iterator[None]:
+    """A LoRA for another base model, which loads in the block, ends in one sentence.
+
+    Raises:
+        ValueError: It has other layers.
+
+    Example:
+        >>> with refusing_other_bases():  # doctest: +SKIP
+        ...     pipe.unet.load_lora_adapter(weights)
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not any(words in str(error) for words in OTHER_BASE):
+            raise
+        detail = next((line for line in str(error).splitlines() if OTHER_BASE[0] in line), str(error))
+        raise ValueError(
+            f"The LoRA must be made for a base model like this one, got one with other layers: {quoting.brief(detail)}"
+        ) from error
+
+
 class LearntAdaptersMixin:
     """A pipeline whose LoRAs compute the rows of S* only, if a subject names them.
 
@@ -35,16 +57,8 @@ class LearntAdaptersMixin:
         Example:
             >>> pipe.load_lora_weights("me/my-dog", adapter_name="dog")  # doctest: +SKIP
         """
-        try:
+        with refusing_other_bases():
             super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
-        except (RuntimeError, ValueError) as error:
-            if not any(words in str(error) for words in OTHER_BASE):
-                raise
-            detail = next((line for line in str(error).splitlines() if OTHER_BASE[0] in line), str(error))
-            raise ValueError(
-                f"The LoRA must be made for a base model like this one, got one with other layers: "
-                f"{quoting.brief(detail)}"
-            ) from error
 
     def _adapted_models(self) -> list[torch.nn.Module]:
         return [self.unet, *self._text_encoders]

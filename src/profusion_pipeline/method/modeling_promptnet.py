@@ -24,7 +24,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 # `from_unet` takes over every setting that PromptNet shares with a UNet. These a UNet may vary from block to block:
-UNIFORM_SETTINGS = ("layers_per_block", "transformer_layers_per_block", "cross_attention_dim", "only_cross_attention")
+UNIFORM_SETTINGS = ("layers_per_block", "cross_attention_dim", "only_cross_attention")
 # These concern its decoder, or what it is told besides latents and time: they may have any value. Every other setting
 # must have the UNet's default, because PromptNet has no counterpart of it.
 FOREIGN_SETTINGS = (
@@ -168,7 +168,7 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: int = 1024,
-        transformer_layers_per_block: int = 1,
+        transformer_layers_per_block: int | tuple[int, ...] = 1,
         attention_head_dim: int | tuple[int, ...] = (5, 10, 20, 20),
         use_linear_projection: bool = True,
         upcast_attention: bool = False,
@@ -189,6 +189,14 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(
                 f"`attention_head_dim` has {len(num_heads)} entries, but there are {num_blocks} blocks: give one "
                 "number, or one for each block."
+            )
+
+        depths = transformer_layers_per_block
+        depths = [depths] * num_blocks if isinstance(depths, int) else list(depths)
+        if len(depths) != num_blocks:
+            raise ValueError(
+                f"`transformer_layers_per_block` has {len(depths)} entries, but there are {num_blocks} blocks: give "
+                "one number, or one for each block."
             )
 
         width = block_out_channels[0]
@@ -212,7 +220,7 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 get_down_block(
                     block_type,
                     num_layers=layers_per_block,
-                    transformer_layers_per_block=transformer_layers_per_block,
+                    transformer_layers_per_block=depths[i],
                     in_channels=width,
                     out_channels=out_width,
                     temb_channels=time_embed_dim,
@@ -235,7 +243,7 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             self.down_prompt_projections.append(tap(out_width, stride))
             width = out_width
         self.mid_block = UNetMidBlock2DCrossAttn(
-            transformer_layers_per_block=transformer_layers_per_block,
+            transformer_layers_per_block=depths[-1],
             in_channels=width,
             temb_channels=time_embed_dim,
             dropout=dropout,

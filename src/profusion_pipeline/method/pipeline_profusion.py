@@ -64,7 +64,8 @@ logger = logging.get_logger(__name__)
 NULL_POOLED, CLASS_POOLED = "negative_pooled_prompt_embeds", "pooled_prompt_embeds"  # that another base model reads
 
 
-def _check_finite(tensor: torch.Tensor, what: str) -> None:
+def check_finite(tensor: torch.Tensor, what: str) -> None:
+    """What a call computes must be finite, or the range of its dtype was too small."""
     # Waits for the device once per step. Schedulers that look ᾱ up by the timestep, as DDIM does, wait there anyway.
     if not torch.isfinite(tensor).all():
         narrow = torch.finfo(tensor.dtype).max < torch.finfo(torch.bfloat16).max
@@ -123,6 +124,7 @@ class ProFusionPipeline(
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
+    _own_settings = ("placeholder", "placeholder_alias")  # beside the components
     LearntSubject = learnt_subject.LearntSubject  # for those who have this code from a repository alone
     run_safety_checker = StableDiffusionPipeline.run_safety_checker
     prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
@@ -195,9 +197,9 @@ class ProFusionPipeline(
             >>> pipe.clone().unet is pipe.unet
             True
         """
-        own = {name: copy.deepcopy(self.components[name]) for name in ("scheduler", "tokenizer")}
-        names = ("placeholder", "placeholder_alias")
-        other = type(self)(**self.components | own, **{name: self.config[name] for name in names})
+        names = ("scheduler", *(tokenizer for tokenizer, _ in self.TEXT_PARTS))
+        own = {name: copy.deepcopy(self.components[name]) for name in names}
+        other = type(self)(**self.components | own, **{name: self.config[name] for name in self._own_settings})
         other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         for name, loaded in self.concepts.items():
             other.load_concept(loaded.concept, name)
@@ -350,7 +352,6 @@ class ProFusionPipeline(
             2
         """
         # 1. Check
-        self._check_base_inputs(base_inputs)
         guidance = guidance_rows.Guidance(
             guidance_scale=guidance_scale,
             class_guidance_scale=class_guidance_scale,
@@ -367,6 +368,7 @@ class ProFusionPipeline(
             subject_every=subject_every,
         )
         prompts = call_inputs.list_prompts(prompt)
+        self._check_base_inputs(base_inputs, len(prompts))
         num_inference_steps = checks.check_count("num_inference_steps", num_inference_steps, at_least=1)
         num_images_per_prompt = checks.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
         num_pictures = len(prompts) * num_images_per_prompt
@@ -481,7 +483,7 @@ class ProFusionPipeline(
             rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
             model_output = prediction.predict(state, rows, model_input, t, shared)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
-            _check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
+            check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
             if callback_on_step_end is not None:
                 latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
                 fusion, refinement, unguided = self._plan_rows(state)
@@ -496,9 +498,7 @@ class ProFusionPipeline(
 
     # ----------------------------------------------- the steps that are others with another base model
 
-    _null_is_zero = False  # whether ∅ without a negative prompt is no text at all
-
-    def _check_base_inputs(self, base_inputs: dict[str, Any]) -> None:
+    def _check_base_inputs(self, base_inputs: dict[str, Any], num_prompts: int) -> None:
         for name in base_inputs:
             raise TypeError(f"{type(self).__name__} has no argument {name!r}.")
 
@@ -519,7 +519,7 @@ class ProFusionPipeline(
         """Pictures, and which of them the safety checker flagged."""
         latents = latents / self.vae.config.scaling_factor
         images = self.vae.decode(latents, return_dict=False, generator=generator)[0]  # [B, 3, H, W]
-        _check_finite(images, "the decoded pictures")
+        check_finite(images, "the decoded pictures")
         images, has_nsfw_concept = self.run_safety_checker(images, self._execution_device, images.dtype)
         harmless = [not flagged for flagged in has_nsfw_concept or [False] * len(images)]
         images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=harmless)

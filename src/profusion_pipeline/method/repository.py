@@ -28,11 +28,12 @@ INDEX, CARD, ENTRY, CODE = "model_index.json", "README.md", "pipeline.py", "prof
 PREFIXED = re.compile(r"profusion_\w+\.py")  # most files of the code had such names, until November 2026
 
 
-def method_files(folder: Path) -> dict[str, bytes]:
+def method_files(folder: Path, pipeline: str = "pipeline_profusion.ProFusionPipeline") -> dict[str, bytes]:
     """The code of a repository, read from the folder of the running code.
 
     Args:
         folder: Of the method's files: in the installed package, or where `entry.py` has copied a repository's code to.
+        pipeline: File and name of the repository's pipeline.
 
     Returns:
         Path in the repository -> content.
@@ -42,7 +43,8 @@ def method_files(folder: Path) -> dict[str, bytes]:
         ['pipeline.py', 'promptnet/modeling_promptnet.py', 'profusion_method.py']
     """
     files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"}
-    alone = {ENTRY: files.pop("entry.py"), "promptnet/modeling_promptnet.py": files.pop("modeling_promptnet.py")}
+    entry = re.sub(rb'^PIPELINE = "[\w.]+"', b'PIPELINE = "%s"' % pipeline.encode(), files.pop("entry.py"), flags=re.M)
+    alone = {ENTRY: entry, "promptnet/modeling_promptnet.py": files.pop("modeling_promptnet.py")}
     parts = [b"# ==== %s ====\n%s" % (name.encode(), content) for name, content in files.items()]
     return alone | {CODE: b"# The files of the method. pipeline.py takes them apart and runs them.\n" + b"".join(parts)}
 
@@ -70,9 +72,10 @@ def mend_components(folder: Path) -> None:
         if "transformers_version" in config:
             config["dtype"] = "float32"
         _write_json(path, config)
-    tokenizer = folder / "tokenizer"
-    (tokenizer / "special_tokens_map.json").unlink(missing_ok=True)
-    if (tokenizer / "tokenizer.json").is_file():
+    for tokenizer in folder.glob("tokenizer*"):
+        (tokenizer / "special_tokens_map.json").unlink(missing_ok=True)
+        if not (tokenizer / "tokenizer.json").is_file():
+            continue
         written = _read_json(tokenizer / "tokenizer.json")
         vocabulary, merges = written["model"]["vocab"], written["model"]["merges"]
         _write_json(tokenizer / "vocab.json", vocabulary)
@@ -237,6 +240,8 @@ class RepositoryMixin:
         True
     """
 
+    PIPELINE = "pipeline_profusion.ProFusionPipeline"  # its file and class in a repository
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -382,10 +387,10 @@ class RepositoryMixin:
             readme: Text of the model card; None has one written.
         """
         mend_components(folder)
-        for path, content in method_files(Path(__file__).parent).items():
+        for path, content in method_files(Path(__file__).parent, self.PIPELINE).items():
             (folder / path).parent.mkdir(exist_ok=True)  # of PromptNet, which may be missing
             (folder / path).write_bytes(content)
-        names = {"_class_name": ["pipeline", "ProFusionPipeline"]}
+        names = {"_class_name": ["pipeline", self.PIPELINE.split(".")[1]]}
         if self.promptnet is not None:
             names["promptnet"] = ["modeling_promptnet", "PromptNet"]
         _write_json(folder / INDEX, _read_json(folder / INDEX) | names)

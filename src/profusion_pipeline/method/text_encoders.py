@@ -42,7 +42,7 @@ def text_width(text_encoders: Sequence[nn.Module]) -> int:
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
         >>> text_width([load_demo_pipeline().text_encoder])
-        256
+        192
     """
     return sum(encoder.config.hidden_size for encoder in text_encoders)
 
@@ -75,7 +75,7 @@ def encode_ids(
         >>> pipe = load_demo_pipeline()
         >>> ids = subject_prompt.tokenize_texts(pipe.tokenizer, ["a portrait"])
         >>> encode_ids([pipe.text_encoder], ids).states.shape
-        torch.Size([1, 64, 256])
+        torch.Size([1, 64, 192])
     """
     widths = [encoder.config.hidden_size for encoder in text_encoders]
     if words is not None and words.shape[-1] != sum(widths):

@@ -4,8 +4,12 @@ Letters in shapes: B pictures, K references of all pictures together, F width of
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
+
+from . import checks, quoting
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,3 +57,53 @@ class AddedConditions:
         pooled = torch.cat([one for one in pooled if one is not None])  # [rows, F]
         sizes = [self.null_sizes.expand(num_null, -1), self.sizes.expand(len(pooled) - num_null, -1)]
         return {"text_embeds": pooled, "time_ids": torch.cat(sizes)}
+
+
+def check_pair(name: str, pair: Any) -> tuple[int, int] | None:
+    """Height and width, or a place from the top and from the left; or None."""
+    if pair is None:
+        return None
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"`{name}` must be a pair of whole numbers, got {quoting.quote(pair)}.")
+    return tuple(checks.check_count(name, number, at_least=0) for number in pair)
+
+
+def check_unet(unet: nn.Module, projection: int) -> None:
+    """That a UNet reads pooled text and six numbers beside the time, as Stable Diffusion XL's does."""
+    embedding, numbers = getattr(unet, "add_embedding", None), unet.config.get("addition_time_embed_dim")
+    if embedding is None or not numbers:
+        raise ValueError("`unet` must be of Stable Diffusion XL, got one that reads no sizes, as ProFusionPipeline's.")
+    width, reads = 6 * numbers + projection, embedding.linear_1.in_features
+    if reads != width:
+        raise ValueError(
+            f"`unet` must read {width} numbers beside the time, six sizes and the pooled text of `text_encoder_2`, got "
+            f"one that reads {reads}."
+        )
+
+
+def sizes_of(given: dict[str, Any], height: int, width: int) -> tuple[list[float], list[float]]:
+    """The sizes of C and S*, and those of ∅.
+
+    Args:
+        given: Arguments of the call: pairs or None.
+        height: Of the pictures, in pixels.
+        width: As `height`.
+
+    Returns:
+        Six numbers each: original size, place of the crop and target size.
+
+    Example:
+        >>> names = ("original_size", "crops_coords_top_left", "target_size")
+        >>> given = {f"{of}{name}": None for of in ("", "negative_") for name in names}
+        >>> sizes_of(given | {"crops_coords_top_left": (8, 4)}, 512, 256)[1]
+        [512.0, 256.0, 8.0, 4.0, 512.0, 256.0]
+    """
+
+    def numbers(prefix: str) -> list[float]:
+        pairs = [given[f"{prefix}{name}"] for name in ("original_size", "crops_coords_top_left", "target_size")]
+        defaults = [(height, width), (0, 0), (height, width)]
+        return [float(number) for pair, default in zip(pairs, defaults, strict=True) for number in pair or default]
+
+    own = numbers("")
+    both = given["negative_original_size"] and given["negative_target_size"]
+    return own, numbers("negative_") if both else own
