@@ -1,10 +1,10 @@
-# make demo | test | test-numeric | test-slow | test-app | lint | train-demo | study | install | clean; each installs into .venv first.
+# make demo | test | test-numeric | test-slow | test-app | lint | docs | train-demo | study | install | clean; each installs first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-numeric test-slow test-app test-app-slow lint train-demo study clean
+.PHONY: install demo test test-numeric test-slow test-app test-app-slow lint docs train-demo study clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -56,7 +56,13 @@ test-app-slow: $(APP)/.installed
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
+
+# The site, in site/; warnings are errors.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --quiet
 
 # The whole demo model from nothing: hours on two CPU cores, minutes on a GPU. Run it again after a stop and it goes on.
 train-demo: $(STAMP)

@@ -9,11 +9,12 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from . import checks
 
+Call = TypeVar("Call", bound=Callable)
 _LOCK = threading.Lock()
 _USERS: WeakKeyDictionary[Any, list[tuple[int, bool]]] = WeakKeyDictionary()  # of a part: (thread, whether to change)
 
@@ -54,7 +55,7 @@ def in_use(parts: Iterable[Any], *, to_change: bool, advice: str) -> Iterator[No
                 _USERS[part].remove((me, to_change))
 
 
-def one_call_at_a_time(call: Callable) -> Callable:
+def one_call_at_a_time(call: Call) -> Call:
     """A pipeline's call, refused while its scheduler is in another one or its models are being changed.
 
     Args:
@@ -79,4 +80,4 @@ def one_call_at_a_time(call: Callable) -> Callable:
         ):
             return call(pipe, *args, **kwargs)
 
-    return guarded
+    return cast(Call, guarded)
