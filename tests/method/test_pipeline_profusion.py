@@ -13,6 +13,7 @@ from diffusers import (
 
 import schedulers
 from calls import CLOSE, PROMPT, build, count_work, latents_of, picture, relative, seeded
+from profusion_pipeline.method import pipeline_profusion
 from profusion_pipeline.method.modeling_promptnet import PromptNet
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.subject_embedding import SubjectEmbedding
@@ -663,6 +664,18 @@ def test_not_finite_latents_name_the_step(pipe, dtype, advice):
 
     with pytest.raises(RuntimeError, match=rf"after step 3 of 4 \(timestep 251\) .* in {dtype}\. .*{advice}"):
         latents_of(pipe.to(dtype), image=picture(), num_inference_steps=4, callback_on_step_end=spoil)
+
+
+def test_steps_are_asked_once_where_asking_waits_for_the_device(pipe, monkeypatch):
+    """On a GPU the loop keeps an answer for each step and asks for all of them after the last."""
+    asked = []
+    check = pipeline_profusion._check_steps
+    monkeypatch.setattr(pipeline_profusion, "_check_steps", lambda *given: (asked.append(len(given[0])), check(*given)))
+    latents_of(pipe, image=picture(), num_inference_steps=3)
+    assert asked == [1, 2, 3, 3]  # a CPU does not wait: a call that fails ends at once
+    good, bad = torch.tensor(True), torch.tensor(False)
+    with pytest.raises(RuntimeError, match=r"after step 2 of 3 \(timestep 5\) are"):
+        check([good, bad, bad], torch.tensor([9, 5, 1]), torch.float32)
 
 
 def test_not_finite_pictures(pipe):

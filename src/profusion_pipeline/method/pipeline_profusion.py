@@ -66,15 +66,27 @@ NULL_POOLED, CLASS_POOLED = "negative_pooled_prompt_embeds", "pooled_prompt_embe
 
 def check_finite(tensor: torch.Tensor, what: str) -> None:
     """What a call computes must be finite, or the range of its dtype was too small."""
-    # Waits for the device once per step. Schedulers that look ᾱ up by the timestep, as DDIM does, wait there anyway.
-    if not torch.isfinite(tensor).all():
-        narrow = torch.finfo(tensor.dtype).max < torch.finfo(torch.bfloat16).max
-        advice = (
-            "Its range may be too small: `pipe.to(torch.bfloat16)` has the range of float32."
-            if narrow
-            else "The call was given finite numbers: look at the weights, the scheduler, and what a callback returns."
-        )
-        raise RuntimeError(f"Not all of {what} are finite numbers in {tensor.dtype}. {advice}")
+    if not torch.isfinite(tensor).all():  # waits for the device
+        raise _not_finite(tensor.dtype, what)
+
+
+def _check_steps(finite: list[torch.Tensor], timesteps: torch.Tensor, dtype: torch.dtype) -> None:
+    """Names the first step whose latents were not finite."""
+    good = torch.stack(finite).tolist() if finite else []  # waits for the device, once
+    if not all(good):
+        i = good.index(False)
+        what = f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(timesteps[i]):g})"
+        raise _not_finite(dtype, what)
+
+
+def _not_finite(dtype: torch.dtype, what: str) -> RuntimeError:
+    narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
+    advice = (
+        "Its range may be too small: `pipe.to(torch.bfloat16)` has the range of float32."
+        if narrow
+        else "The call was given finite numbers: look at the weights, the scheduler, and what a callback returns."
+    )
+    return RuntimeError(f"Not all of {what} are finite numbers in {dtype}. {advice}")
 
 
 class ProFusionPipeline(
@@ -469,7 +481,7 @@ class ProFusionPipeline(
         latents = self._initial_latents(latents, shape, generator, state, begin, subjects if starts_from_image else [])
 
         # 8. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
-        step_settings = self.prepare_extra_step_kwargs(generator, eta)
+        step_settings, finite = self.prepare_extra_step_kwargs(generator, eta), []
         self._show_to_callbacks(state, len(timesteps))
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
@@ -483,10 +495,14 @@ class ProFusionPipeline(
             rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
             model_output = prediction.predict(state, rows, model_input, t, shared)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
-            check_finite(latents, f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(t):g})")
+            finite.append(torch.isfinite(latents).all())
+            if latents.device.type == "cpu":  # elsewhere that would wait for every step
+                _check_steps(finite, timesteps, latents.dtype)
             if callback_on_step_end is not None:
                 latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
                 fusion, refinement, unguided = self._plan_rows(state)
+
+        _check_steps(finite, timesteps, latents.dtype)
 
         # 9. Decode
         images, has_nsfw_concept = latents, None
