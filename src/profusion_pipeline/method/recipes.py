@@ -6,20 +6,13 @@ from typing import Any
 
 from . import checks
 
+_SHARED = dict(guidance_scale=5.0, num_fusion_steps=0, guidance_rescale=0.5, subject_every=4)
+
 # What each sets; all else is as the call has it. Measured with the demo model (docs/speed.md): for others a beginning.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},  # the defaults of the call
-    "fast": dict(
-        num_inference_steps=10, guidance_scale=2.5, class_guidance_scale=5.0, num_fusion_steps=0, subject_every=4
-    ),
-    "best": dict(
-        num_inference_steps=25,
-        guidance_scale=3.75,
-        class_guidance_scale=5.0,
-        num_fusion_steps=0,
-        guidance_rescale=0.5,
-        subject_every=4,
-    ),
+    "fast": dict(num_inference_steps=10, **_SHARED),
+    "best": dict(num_inference_steps=25, **_SHARED),
 }
 
 
