@@ -3,7 +3,10 @@ import logging
 import pytest
 import torch
 
+from profusion_pipeline.common.made_with import record_of
 from profusion_pipeline.common.open_pipeline import DEMO_FOLDER, load_pipeline, pipeline_source
+from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline
+from tiny_xl import make_xl_components
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32])
@@ -45,3 +48,12 @@ def test_the_word_for_the_bundled_model(tmp_path, monkeypatch):
 def test_the_bundled_model_by_its_word():
     pipe = load_pipeline("demo", dtype=torch.bfloat16, device="cpu")
     assert pipe.unet.dtype == torch.bfloat16 and pipe.unet.config.sample_size == 8
+
+
+def test_stable_diffusion_xl_has_a_class_of_its_own(tmp_path):
+    pipe = ProFusionXLPipeline(**make_xl_components(with_promptnet=False))
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
+    assert type(loaded) is ProFusionXLPipeline and loaded.promptnet is None
+    record = record_of(loaded, model="xl", prompt="S*", seed=1, settings={"guidance_scale": 3, "target_size": (8, 8)})
+    assert record["settings"]["class_guidance_scale"] == 5 and record["settings"]["original_size"] is None

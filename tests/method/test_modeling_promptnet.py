@@ -182,6 +182,16 @@ def test_refuses_blocks_that_disagree():
         PromptNet(block_out_channels=(8, 16))
     with pytest.raises(ValueError, match="`attention_head_dim` has 3 entries, but there are 4 blocks"):
         PromptNet(attention_head_dim=(1, 2, 3))
+    with pytest.raises(ValueError, match="`transformer_layers_per_block` has 2 entries, but there are 4 blocks"):
+        PromptNet(transformer_layers_per_block=(1, 2))
+
+
+def test_blocks_may_be_of_several_depths():
+    """As Stable Diffusion XL's are."""
+    unet = make_unet(transformer_layers_per_block=(1, 2))
+    promptnet = PromptNet.from_unet(unet, image_embed_dim=24, region_proj_channel=8)
+    assert len(promptnet.mid_block.attentions[0].transformer_blocks) == 2
+    assert len(promptnet.down_blocks[0].attentions[0].transformer_blocks) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import threading
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
 
 import schedulers
 from calls import CLOSE, PROMPT, latents_of, picture, relative, seeded
+from profusion_pipeline.customization.customize import customize
 from profusion_pipeline.method.learnt_subject import LearntSubject
 from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline, in_float32
 from tiny import TEXT_WIDTH, make_scheduler, make_unet
@@ -148,6 +150,24 @@ def test_a_textual_inversion_of_two_encoders_and_two_vectors():
     expected = base_latents(pipe, "a photo of <cat-toy> on the beach", guidance_scale=1.0)
     assert torch.equal(latents_of(pipe, subject=subject, **settings), expected)
     assert not torch.equal(latents_of(pipe, subject=subject), latents_of(pipe, subject=HAT))
+
+
+def test_a_file_with_vectors_for_both_encoders_is_loaded_into_both(tmp_path):
+    pipe, expected = build(with_promptnet=False), build(with_promptnet=False)
+    widths = (("clip_l", TEXT_WIDTH), ("clip_g", SECOND_WIDTH))
+    vectors = {name: torch.randn(2, width, generator=seeded(3)) for name, width in widths}
+    save_file(vectors, tmp_path / "cat-toy.safetensors")
+    pipe.load_textual_inversion(str(tmp_path / "cat-toy.safetensors"))
+    load_word(expected)
+    for name in ("text_encoder", "text_encoder_2"):
+        tables = [getattr(one, name).get_input_embeddings().weight for one in (pipe, expected)]
+        assert torch.equal(*tables)
+    assert pipe.tokenizer.get_added_vocab().keys() == pipe.tokenizer_2.get_added_vocab().keys()
+
+
+def test_customising_is_for_one_text_encoder(pipe):
+    with pytest.raises(ValueError, match="one text encoder, a ProFusionXLPipeline has two"):
+        customize(pipe, picture())
 
 
 def test_a_photo_and_words_in_one_batch(pipe):

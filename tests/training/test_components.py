@@ -9,6 +9,7 @@ from profusion_pipeline.method.modeling_promptnet import PromptNet
 from profusion_pipeline.training.components import load_training_components
 from profusion_pipeline.training.config import TrainingConfig
 from tiny import make_components
+from tiny_xl import make_xl_components
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,10 @@ def test_the_bundled_model_by_its_word():
     components, pipe = load_training_components(config("demo")), load_demo_pipeline()
     for name in ("vae", "text_encoder", "unet", "image_encoder", "promptnet"):
         assert same_weights(getattr(components, name), getattr(pipe, name))
+
+
+def test_stable_diffusion_xl_is_refused(base):
+    shutil.rmtree(base / "unet")
+    make_xl_components(with_promptnet=False)["unet"].save_pretrained(base / "unet")
+    with pytest.raises(ValueError, match="a PromptNet can't be trained for Stable Diffusion XL yet"):
+        load_training_components(config(base))

@@ -36,7 +36,7 @@ MOST_PICTURES = 1024  # of one call, in a record that is believed
 # What the call takes and a record can't say, or says in another place.
 NOT_SETTINGS = """self prompt image subject concept generator latents prompt_embeds negative_prompt_embeds output_type
     return_dict cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs base_inputs
-    recipe""".split()
+    recipe pooled_prompt_embeds negative_pooled_prompt_embeds settings""".split()
 
 # What the IPTC's vocabulary calls a picture that a trained model drew.
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -83,8 +83,9 @@ def record_of(
         >>> record["seed"], record["settings"]["guidance_scale"], record["model"]["source"]
         (7, 5, 'demo')
     """
-    signature = inspect.signature(type(pipe).__call__).parameters
-    defaults = {name: parameter.default for name, parameter in signature.items() if name not in NOT_SETTINGS}
+    calls = [kind.__call__ for kind in reversed(type(pipe).__mro__) if "__call__" in vars(kind)]  # XL's adds to ours
+    parameters = {name: one for call in calls for name, one in inspect.signature(call).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name not in NOT_SETTINGS}
     unknown = sorted(settings.keys() - defaults.keys())
     if unknown:
         raise ValueError(f"`settings` must be settings of the call that can be written down, got {unknown[0]!r}.")

@@ -309,6 +309,8 @@ def _gradient_checkpointing(wanted: bool, *models: torch.nn.Module) -> Iterator[
 
 
 def _check_pipeline(pipe: Any) -> None:
+    if len(pipe.TEXT_PARTS) > 1:
+        raise ValueError(f"Customising needs a pipeline with one text encoder, a {type(pipe).__name__} has two.")
     for name in ("promptnet", "image_encoder", "feature_extractor"):
         if getattr(pipe, name, None) is None:
             raise ValueError(f"Customising needs a pipeline with `{name}`, this {type(pipe).__name__} has none.")

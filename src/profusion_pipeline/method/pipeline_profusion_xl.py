@@ -8,12 +8,14 @@ may need float32, and the watermark.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from diffusers.pipelines.stable_diffusion_xl.watermark import StableDiffusionXLWatermarker
 from diffusers.utils.import_utils import is_invisible_watermark_available
@@ -157,6 +159,40 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
         """
         with learnt_adapters.refusing_other_bases():
             super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As of `StableDiffusionXLPipeline`; a file with vectors for both text encoders is loaded into both.
+
+        Args:
+            pretrained_model_name_or_path: File, Hub id, tensors or state dict; of one text encoder, or with the keys
+                "clip_l" and "clip_g".
+            token: The word. If None, what the file says, or its name.
+            tokenizer: Of the one text encoder that the file is for; for both None.
+            text_encoder: That one; for both None.
+            **kwargs: As there.
+
+        Example:
+            >>> pipe.load_textual_inversion("cat-toy.safetensors", token="<cat-toy>")  # doctest: +SKIP
+        """
+        if text_encoder is None and isinstance(pretrained_model_name_or_path, str | Path | dict):
+            options = {name: kwargs[name] for name in kwargs if name not in ("mean_resizing",)}
+            (state,) = load_textual_inversion_state_dicts([pretrained_model_name_or_path], **options)
+            if isinstance(state, dict) and {"clip_l", "clip_g"} <= state.keys():
+                if token is None:
+                    file = kwargs.get("weight_name") or pretrained_model_name_or_path
+                    token = "<learnt>" if isinstance(file, dict) else f"<{Path(file).stem}>"
+                for name, (own_tokenizer, own_encoder) in zip(("clip_l", "clip_g"), self.TEXT_PARTS, strict=True):
+                    own = dict(tokenizer=getattr(self, own_tokenizer), text_encoder=getattr(self, own_encoder))
+                    super().load_textual_inversion(state[name], token=token, **own)
+                return
+        super().load_textual_inversion(pretrained_model_name_or_path, token, tokenizer, text_encoder, **kwargs)
 
     def __call__(
         self,
