@@ -41,7 +41,7 @@ SHIPPED = {
     "pipeline_profusion": {"torch", "transformers", "diffusers"},
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
     "learnt_adapters": {"torch"},
-    "learnt_subject": {"diffusers", "transformers"},
+    "learnt_subject": {"diffusers", "torch", "transformers"},
     "loading": {"torch", "diffusers", "transformers"},
     "card": {"torch", "huggingface_hub"},
     "repository": {"diffusers", "huggingface_hub"},

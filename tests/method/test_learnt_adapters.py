@@ -186,6 +186,49 @@ def test_under_off_loading(files):
     assert relative(latents_of(pipe, PROMPT, subject=hat()), expected) < CLOSE
 
 
+# ------------------------------------------------------------------------------------------- whole UNets
+
+
+def tuned_unet(seed: int = 1):
+    return make_components(seed)["unet"]
+
+
+def test_a_whole_unet_is_diffusers_with_that_unet_to_the_bit(files):
+    subject = LearntSubject("sks hat", class_noun="hat", unet=tuned_unet())
+    ours = latents_of(with_loras(files), PROMPT, subject=subject, base_guidance=False, **ALONE)
+    assert torch.equal(ours, diffusers_latents(with_loras(files, unet=subject.unet)))
+
+
+def test_a_whole_unet_computes_the_rows_of_s_only(files):
+    base, subject = with_loras(files), LearntSubject("sks hat", class_noun="hat", unet=tuned_unet())
+    alone = dict(num_inference_steps=1, guidance_scale=1.0)
+    null, of_class = diffusers_latents(base, "", **alone), diffusers_latents(base, CLASS_TEXT, **alone)
+    of_words = diffusers_latents(with_loras(files, unet=subject.unet), TEXT, **alone)
+    expected = null + 3 * (of_words - null) + 2 * (of_class - null)
+    ours = latents_of(base, PROMPT, subject=subject, guidance_scale=3.0, class_guidance_scale=2.0, **ONE_STEP)
+    assert relative(ours, expected) < 10 * CLOSE
+
+
+def test_a_whole_unet_beside_loras_in_a_batch(files):
+    pipe = with_loras(files, "hat")
+    subjects = [LearntSubject("sks hat", class_noun="hat", unet=tuned_unet()), hat(), hat(None)]
+    together = latents_of(pipe, [PROMPT] * 3, subject=subjects, generator=[seeded(i) for i in range(3)])
+    pipe.disable_lora()
+    for number, subject in enumerate(subjects):
+        alone = latents_of(pipe, PROMPT, subject=subject, generator=seeded(number))
+        assert relative(together[number : number + 1], alone) < 10 * CLOSE
+
+
+def test_a_unet_for_another_base(files):
+    subject = LearntSubject("sks hat", class_noun="hat", unet=make_unet(cross_attention_dim=16))
+    with pytest.raises(
+        ValueError, match="must be a UNet like this pipeline's, whose `cross_attention_dim` is 32, got U"
+    ):
+        latents_of(with_loras(files), PROMPT, subject=subject)
+    with pytest.raises(ValueError, match="`adapter` and `unet` of a LearntSubject exclude each other"):
+        LearntSubject("sks", class_noun="dog", adapter="a", unet=subject.unet)
+
+
 # ------------------------------------------------------------------------------------------------------ bad input
 
 

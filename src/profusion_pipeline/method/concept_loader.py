@@ -9,7 +9,7 @@ call runs.
 import math
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -315,12 +315,18 @@ class ConceptLoaderMixin:
         return models
 
     def _adapters_of(
-        self, concepts: CallConcepts, owner: torch.Tensor, num_shared: int, num_made: int, lora_scale: float
+        self,
+        concepts: CallConcepts,
+        owner: torch.Tensor,
+        num_shared: int,
+        num_made: int,
+        lora_scale: float,
+        elsewhere: Collection[int] = (),
     ) -> tuple[adapters.RowAdapters, adapters.RowAdapters]:
         """The adapters of each row of the UNet, those of its picture's subject, and of each row of PromptNet.
 
         Under `base_guidance` the first `num_shared` rows, those of ∅ and C, are left to the base. PromptNet makes S*
-        for the last `num_made`.
+        for the last `num_made`. Rows that are computed `elsewhere`, by another UNet, are not among the UNet's.
         """
         of_picture = [[] for _ in concepts.names or concepts.learnt]
         for picture, name in enumerate(concepts.names):
@@ -337,4 +343,5 @@ class ConceptLoaderMixin:
         if concepts.base_guidance:
             of_row[:num_shared] = [[]] * num_shared
         made = of_row[len(of_row) - num_made :]
+        of_row = [pairs for row, pairs in enumerate(of_row) if row not in elsewhere]
         return adapters.RowAdapters.of(of_row, left_out), adapters.RowAdapters.of(made, left_out)

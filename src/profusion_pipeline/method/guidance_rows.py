@@ -398,6 +398,8 @@ class GuidanceRows:
         target: Of what rows that one is a mixture, their weights; None where φ is 0. [rows without ∅]
         unet_adapters: Which adapters compute which rows.
         promptnet_adapters: The same of PromptNet's rows, those with S* alone.
+        other_unets: UNets that compute some of the rows, each with the rows' numbers.
+        base_rows: The numbers of all others, or None where the pipeline's own UNet computes all.
 
     Example:
         >>> states = torch.zeros(1, 77, 8)
@@ -418,6 +420,8 @@ class GuidanceRows:
     target: torch.Tensor | None = None
     unet_adapters: adapters.RowAdapters = adapters.NOBODY
     promptnet_adapters: adapters.RowAdapters = adapters.NOBODY
+    other_unets: tuple[tuple[torch.nn.Module, torch.Tensor], ...] = ()
+    base_rows: torch.Tensor | None = None
 
     @classmethod
     def plan(

@@ -109,11 +109,35 @@ class LearntAdaptersMixin:
         """The concept or learnt subject of each picture, from those of each prompt."""
         learnt = [one if learnt_subject.is_learnt(one) else None for one in subjects]
         self._prepare_adapters(learnt)
+        for one in filter(None, learnt):
+            self._check_unet(one.unet)
         names, learnt = (
             tuple(one for one in ones for _ in range(num_images_per_prompt)) if any(ones) else ()
             for ones in (names, learnt)
         )
         return concept_loader.CallConcepts(names, base_guidance, learnt)
+
+    def _check_unet(self, unet: Any) -> None:
+        for name in ("in_channels", "out_channels", "cross_attention_dim") if unet is not None else ():
+            ours, theirs = (getattr(getattr(one, "config", None), name, None) for one in (self.unet, unet))
+            if ours != theirs:
+                raise ValueError(
+                    f"`unet` of a LearntSubject must be a UNet like this pipeline's, whose `{name}` is {ours}, got "
+                    f"{type(unet).__name__} with {quoting.quote(theirs)}."
+                )
+
+    def _other_unets(
+        self, concepts: concept_loader.CallConcepts, owner: torch.Tensor, num_shared: int
+    ) -> list[tuple[torch.nn.Module, list[int]]]:
+        """The UNets of learnt subjects, and the rows that each computes in place of the base's."""
+        of_unet = {}
+        if any(one is not None and one.unet is not None for one in concepts.learnt):
+            for row, picture in enumerate(owner.tolist()):
+                subject = concepts.learnt[picture]
+                if subject is not None and subject.unet is not None:
+                    if row >= num_shared or not concepts.base_guidance:
+                        of_unet.setdefault(id(subject.unet), (subject.unet, []))[1].append(row)
+        return list(of_unet.values())
 
     @contextmanager
     def _text_adapters(

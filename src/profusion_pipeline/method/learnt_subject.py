@@ -3,10 +3,11 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from diffusers.utils import logging
+from torch import nn
 from transformers import CLIPTokenizer
 
 from . import checks, quoting, subject_prompt
@@ -27,10 +28,12 @@ class LearntSubject:
             It computes nothing but ε_{S*,C} of this subject, and the text encoder's part nothing but these words.
         scale: The adapter's weight, on top of `set_adapters`; a list gives each of several its own. 0 is the base,
             less than 0 leads away.
+        unet: In place of adapters a whole UNet that was fine-tuned with the words, as DreamBooth does it. It computes
+            ε_{S*,C} in a call of its own, beside the base's, and lies in memory beside it.
 
     Raises:
         TypeError: A text is none, or a scale no number.
-        ValueError: A text is empty, a scale isn't finite, or scales and adapters differ in number.
+        ValueError: A text is empty, a scale isn't finite, scales and adapters differ in number, or there is a UNet too.
 
     Example:
         >>> LearntSubject("sks dog", class_noun="dog", adapter="dog", scale=0.8).adapters
@@ -41,6 +44,7 @@ class LearntSubject:
     class_noun: str
     adapter: str | Sequence[str] | None = None
     scale: float | Sequence[float] = 1.0
+    unet: nn.Module | None = field(default=None, repr=False)
 
     @property
     def adapters(self) -> tuple[tuple[str, float], ...]:
@@ -82,6 +86,8 @@ class LearntSubject:
             raise TypeError(
                 f"`adapter` of a LearntSubject must be a name or a list of names, got {quoting.quote(self.adapter)}."
             )
+        if self.adapter is not None and self.unet is not None:
+            raise ValueError("`adapter` and `unet` of a LearntSubject exclude each other, got both.")
         scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
         for scale in scales:
             checks.check_number("scale", scale, at_least=-math.inf)

@@ -555,8 +555,21 @@ class ProFusionPipeline(
         planned = []
         for rows in prediction.plan_rows(state):
             num_made = len(state.references.owner) * rows.has_subject
-            of_rows = self._adapters_of(state.concepts, rows.owner, rows.num_shared, num_made, state.lora_scale)
-            planned.append(replace(rows, unet_adapters=of_rows[0], promptnet_adapters=of_rows[1]))
+            others = self._other_unets(state.concepts, rows.owner, rows.num_shared)
+            elsewhere = {row for _, numbers in others for row in numbers}
+            unet_adapters, promptnet_adapters = self._adapters_of(
+                state.concepts, rows.owner, rows.num_shared, num_made, state.lora_scale, elsewhere
+            )
+            numbers = [row for row in range(len(rows.owner)) if row not in elsewhere]
+            planned.append(
+                replace(
+                    rows,
+                    unet_adapters=unet_adapters,
+                    promptnet_adapters=promptnet_adapters,
+                    other_unets=tuple((unet, rows.owner.new_tensor(rows_of_it)) for unet, rows_of_it in others),
+                    base_rows=rows.owner.new_tensor(numbers) if others else None,
+                )
+            )
         return tuple(planned)
 
     def _set_timesteps(self, num_inference_steps: int, strength: float) -> tuple[torch.Tensor, int]:

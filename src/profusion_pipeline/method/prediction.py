@@ -184,16 +184,13 @@ def predict(
             words_pooled=None if words is None else _mixed_pooled(state, rows, words.pooled, words.owner),
             subject_pooled=pooled,
         )
-    unet = state.models["unet"]
+    inputs = (state, latents[rows.owner], t, text_states, added)
     with adapters.computed_by(rows.unet_adapters, compiled=state.compiled):
-        output = unet(
-            latents[rows.owner],
-            t,
-            encoder_hidden_states=text_states,
-            cross_attention_kwargs=state.cross_attention_kwargs,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]  # [rows, C, h, w]
+        output = _unet_output(state.models["unet"], *inputs, rows.base_rows)
+    if rows.base_rows is not None:
+        output = output.new_empty(len(rows.owner), *output.shape[1:]).index_copy(0, rows.base_rows, output)
+        for unet, numbers in rows.other_unets:
+            output = output.index_copy(0, numbers, _unet_output(unet, *inputs, numbers))  # [rows, C, h, w]
     # Without rows of ∅ the weights sum to one, and any tensor may stand in their place.
     null = output[: rows.num_null] if rows.num_null else torch.zeros_like(latents)  # [B, C, h, w]
     conditional, owner = output[rows.num_null :], rows.owner[rows.num_null :]
@@ -202,6 +199,31 @@ def predict(
         return guided
     target = fusion_sampling.guide(torch.zeros_like(guided), conditional, rows.target, owner)  # [B, C, h, w]
     return fusion_sampling.rescale(guided, target, rows.rescale)
+
+
+def _unet_output(
+    unet: torch.nn.Module,
+    state: CallState,
+    latents: torch.Tensor,
+    t: torch.Tensor,
+    text_states: torch.Tensor,
+    added: dict[str, torch.Tensor] | None,
+    numbers: torch.Tensor | None,
+) -> torch.Tensor:
+    """What a UNet makes of all rows, or of those with some numbers. [rows, C, h, w]"""
+    if numbers is not None:
+        latents, text_states = latents[numbers], text_states[numbers]
+        added = added and {name: tensor[numbers] for name, tensor in added.items()}
+        if not len(numbers):
+            return latents
+    return unet(
+        latents,
+        t,
+        encoder_hidden_states=text_states,
+        cross_attention_kwargs=state.cross_attention_kwargs,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]
 
 
 def _subject_text(
