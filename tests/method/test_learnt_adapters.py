@@ -14,7 +14,7 @@ from profusion_pipeline.method.learnt_subject import LearntSubject
 from tiny import make_components, make_unet
 
 pytest.importorskip("peft")
-pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore:Already found a `peft_config`")]
+pytestmark = pytest.mark.numeric
 PROMPT, TEXT, CLASS_TEXT = (
     "a photo of S* on the beach",
     "a photo of sks hat on the beach",

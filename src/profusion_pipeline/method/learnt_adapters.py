@@ -1,5 +1,6 @@
 """LoRAs of learnt subjects on a pipeline: whether rows can tell them apart, and which texts they compute."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +59,9 @@ class LearntAdaptersMixin:
             >>> pipe.load_lora_weights("me/my-dog", adapter_name="dog")  # doctest: +SKIP
         """
         with refusing_other_bases():
-            super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what we want
+                super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
 
     def _adapted_models(self) -> list[torch.nn.Module]:
         return [self.unet, *self._text_encoders]
