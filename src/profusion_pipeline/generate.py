@@ -12,7 +12,7 @@ from typing import Any
 
 from .common.flags import Flag, flags_of_function, given_flags
 from .common.launcher import chosen_place
-from .common.settings import check_words
+from .method.checks import check_characters
 
 CALL = Path(__file__).parent / "method" / "pipeline_profusion.py"
 
@@ -95,8 +95,8 @@ def draw(args: argparse.Namespace) -> None:
 
     work = _work_again(args) if args.again else _work(args)
     for name in OF_PROMPT:
-        check_words(name, "".join(work.settings.get(name) or ""))
-    check_words("prompt", "".join(work.prompts))
+        check_characters(name, "".join(work.settings.get(name) or ""))
+    check_characters("prompt", "".join(work.prompts))
     paths = output_paths(args.out, 1 if work.only is not None else len(work.seeds), force=args.force)
 
     pictures, records = _draw(work)

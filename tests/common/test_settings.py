@@ -1,10 +1,12 @@
 import dataclasses
+import json
 import types
 import typing
 
+import numpy as np
 import pytest
 
-from profusion_pipeline.common.settings import check_settings, check_words, setting
+from profusion_pipeline.common.settings import check_settings, setting
 from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.evaluation.config import EvaluationConfig
 from profusion_pipeline.training.config import TrainingConfig
@@ -79,7 +81,7 @@ def test_another_type_is_refused(values, sentence):
         ({"count": 1}, "`count` must be at least 2, got 1"),
         ({"count": 13}, "`count` must be at most 12, got 13"),
         ({"side": 0}, "`side` must be at least 1, got 0"),
-        ({"rate": float("nan")}, "`rate` must be a finite number, got nan"),
+        ({"rate": float("nan")}, "`rate` must be a finite number of at least 0, got nan"),
         ({"gamma": float("inf")}, "`gamma` must be a finite number, got inf"),
         ({"word": "any"}, "`word` must be one of same, other, got 'any'"),
     ],
@@ -114,7 +116,10 @@ def test_every_type_can_be_a_flag(field):
     assert set(kinds) <= {str, int, float, bool, types.NoneType, tuple[str, ...], tuple[int, ...]}
 
 
-def test_words_are_text():
-    check_words("prompt", "S* à la plage \U0001f3d6")
-    with pytest.raises(ValueError, match=r"`prompt` must be text in UTF-8, got 'S\* \\udcff'[.]"):
-        check_words("prompt", "S* \udcff")
+def test_numbers_of_numpy_become_pythons():
+    example = Example(count=np.int64(3), rate=np.float32(0.5), side=np.uint8(7))
+    check_settings(example)
+    assert [type(value) for value in (example.count, example.rate, example.side)] == [int, float, int]
+    assert json.dumps(dataclasses.asdict(example))
+    with pytest.raises(TypeError, match=r"`flag` must be bool, got np.True_ \(bool\)"):
+        check_settings(Example(flag=np.True_))

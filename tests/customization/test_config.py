@@ -47,7 +47,7 @@ def test_a_wrong_type_is_refused():
         ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number, got nan"),
         ({"mode": "lokr"}, "`mode` must be one of lora, full, got 'lokr'"),
         ({"background": "beach"}, "`background` must be one of keep, noise, blur, colour, mixed, got 'beach'"),
-        ({"rotation": 200.0}, "`rotation` must be at most 180.0, got 200.0"),
+        ({"rotation": 200.0}, "`rotation` must be a finite number of 0 to 180, got 200.0"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of fp16, bf16, got 'fp8'"),
     ],
 )

@@ -27,16 +27,34 @@ def test_long_values_are_cut():
         assert len(str(raised.value)) < 200
 
 
+def test_ranges_are_said_as_they_are():
+    for limits, said in (
+        (dict(at_least=-float("inf")), "a finite number, got inf"),
+        (dict(at_least=-float("inf"), at_most=2), "a finite number of at most 2, got inf"),
+        (dict(at_most=2), "a finite number of 0 to 2, got inf"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checks.check_number("scale", float("inf"), **limits)
+    with pytest.raises(ValueError, match="`steps` must be at most 9, got 10"):
+        checks.check_count("steps", 10, at_least=0, at_most=9)
+
+
+def test_flags():
+    assert checks.check_flag("long_prompts", np.True_) is True
+    for value in ("no", 1, None):
+        with pytest.raises(TypeError, match="`long_prompts` must be True or False, got"):
+            checks.check_flag("long_prompts", value)
+
+
+def test_characters():
+    checks.check_characters("prompt", "S* à la plage \U0001f3d6")
+    with pytest.raises(ValueError, match=r"`prompt` must be a text without lone surrogates, got 'S\* \\udcff'[.]"):
+        checks.check_characters("prompt", "S* \udcff")
+
+
 def test_weights():
     assert checks.check_weights(None, 4) == [0.25] * 4
     assert checks.check_weights((1, 0.0), 2) == [1, 0.0]
-
-
-def test_generators():
-    checks.check_generator(None, 3)
-    checks.check_generator(torch.Generator(), 3)
-    with pytest.raises(TypeError, match="`generator` must be a torch.Generator or a list of them"):
-        checks.check_generator([None], 1)
 
 
 def test_the_largest_eta_is_named():

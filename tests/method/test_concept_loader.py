@@ -496,7 +496,7 @@ def test_a_concept_that_changes_one_model_only(pipe, learnt):
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
 def test_a_scale_out_of_range(pipe, scale):
-    with pytest.raises(ValueError, match="`scale` must be a finite number of at least -inf, got"):
+    with pytest.raises(ValueError, match="`scale` must be a finite number, got"):
         pipe.set_concept_scale(scale)
 
 

@@ -509,6 +509,16 @@ BAD = [
     (dict(num_inference_steps=-5), ValueError, "`num_inference_steps` must be at least 1, got -5"),
     (dict(num_inference_steps=5.0), TypeError, "`num_inference_steps` must be a whole number, got 5.0"),
     (dict(num_fusion_steps=-1), ValueError, "`num_fusion_steps` must be at least 0, got -1"),
+    (dict(num_fusion_steps=10**40), ValueError, "`num_fusion_steps` must be at most 10000, got"),
+    (dict(num_images_per_prompt=10**5), ValueError, "`num_images_per_prompt` must be at most 10000, got 100000"),
+    (dict(long_prompts="no"), TypeError, "`long_prompts` must be True or False, got 'no'"),
+    (dict(base_guidance=1), TypeError, "`base_guidance` must be True or False, got 1"),
+    (dict(cross_attention_kwargs={1: 2}), TypeError, "`cross_attention_kwargs` must have names for keys, got 1"),
+    (dict(class_noun=" "), ValueError, "`class_noun` must say what the subject is, such as 'person', got ' '"),
+    (dict(image=None, concept=["a", ["b"]], prompt=["S*"] * 2), ValueError, "`concept` must be the name of a loaded"),
+    (dict(prompt="a photo of \uff33\uff0a"), ValueError, r"\(write 'S\*' in place of 's\*'\)"),
+    (dict(prompt="a photo of S\u2217"), ValueError, r"\(write 'S\*' in place of 's\*'\)"),
+    (dict(latents=torch.zeros(1, 4, 8, 8, device="meta")), ValueError, "`latents` must be a dense tensor that holds"),
     (dict(num_fusion_steps=True), TypeError, "`num_fusion_steps` must be a whole number, got True"),
     (dict(num_images_per_prompt=0), ValueError, "`num_images_per_prompt` must be at least 1"),
     *(
@@ -563,6 +573,12 @@ def test_bad_input_is_an_error_before_any_work(pipe, settings, error, message):
     with pytest.raises(error, match=message):
         latents_of(pipe, **dict(prompt=PROMPT, image=picture()) | settings)
     assert not any(counts.values()) and not encoder_calls
+
+
+def test_weights_of_references_come_with_them(pipe):
+    """A subject has its own, and nobody would notice that these are not read."""
+    with pytest.raises(ValueError, match="`image_weights` and `subject` must not both be given"):
+        latents_of(pipe, subject=pipe.encode_subject(picture()), image_weights=[0.5])
 
 
 def test_largest_eta_is_allowed(pipe):
@@ -655,7 +671,7 @@ def test_a_required_safety_checker_is_missed_aloud(components, caplog):
     ("dtype", "advice"),
     [
         (torch.float16, "pipe.to\\(torch.bfloat16\\)"),
-        (torch.float32, "look at the weights, the scheduler, and what a callback"),
+        (torch.float32, "look at its scales, the models' weights, the scheduler, and what a callback"),
     ],
 )
 def test_not_finite_latents_name_the_step(pipe, dtype, advice):

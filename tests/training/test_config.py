@@ -49,8 +49,8 @@ def test_a_wrong_type_is_refused():
     "settings, sentence",
     [
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
-        ({"ema_decay": 1.0}, "`ema_decay` must be at most 0.999999, got 1.0"),
-        ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number, got nan"),
+        ({"ema_decay": 1.0}, "`ema_decay` must be a finite number of 0 to 0.999999, got 1.0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number of at least 0, got nan"),
         ({"snr_gamma": float("inf")}, "`snr_gamma` must be a finite number, got inf"),
         ({"mixed_precision": "fp8"}, "`mixed_precision` must be one of no, fp16, bf16, got 'fp8'"),
         ({"reference": "any"}, "`reference` must be one of same, other, got 'any'"),

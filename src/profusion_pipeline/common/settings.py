@@ -5,10 +5,12 @@ What is imported here needs the standard library alone, so that `--help` needs n
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from typing import Any
 
+from ..method.checks import check_count, check_number
 from ..method.quoting import quote
 
 
@@ -51,7 +53,8 @@ def check_settings(config: Any) -> None:
 
     Args:
         config: An instance of a dataclass whose fields are `setting`s of type str, int, float, bool, `tuple[str, ...]`
-            or one of these or None. An int is accepted where a float is asked for.
+            or one of these or None. An int is accepted where a float is asked for; numbers of numpy become
+            Python's.
 
     Raises:
         TypeError: A value is not of the annotated type.
@@ -70,33 +73,19 @@ def check_settings(config: Any) -> None:
         if not _is_of_type(value, field.type):
             expected = getattr(field.type, "__name__", None) if isinstance(field.type, type) else str(field.type)
             raise TypeError(f"`{field.name}` must be {expected}, got {quote(value)} ({type(value).__name__}).")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"`{field.name}` must be a finite number, got {quote(value)}.")
         if value is None:
             continue
-        if about["minimum"] is not None and value < about["minimum"]:
-            raise ValueError(f"`{field.name}` must be at least {about['minimum']}, got {quote(value)}.")
-        if about["maximum"] is not None and value > about["maximum"]:
-            raise ValueError(f"`{field.name}` must be at most {about['maximum']}, got {quote(value)}.")
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            object.__setattr__(config, field.name, _in_range(field, value))
         if about["choices"] is not None and value not in about["choices"]:
             raise ValueError(f"`{field.name}` must be one of {', '.join(about['choices'])}, got {quote(value)}.")
 
 
-def check_words(name: str, text: str) -> None:
-    """Refuse half a character, which Python makes of bytes that are no UTF-8, in what a text encoder shall read.
-
-    Args:
-        name: What the sentence calls it.
-        text: Any.
-
-    Raises:
-        ValueError: There is one.
-
-    Example:
-        >>> check_words("prompt", "a photo of S*")
-    """
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"`{name}` must be text in UTF-8, got {ascii(text[:60])}.")
+def _in_range(field: dataclasses.Field, number: numbers.Real) -> int | float:
+    limits = {"at_least": field.metadata["minimum"], "at_most": field.metadata["maximum"]}
+    limits = {"at_least": -math.inf} | {name: limit for name, limit in limits.items() if limit is not None}
+    check = check_count if isinstance(number, numbers.Integral) else check_number
+    return check(field.name, number, **limits)
 
 
 def _is_of_type(value: Any, annotation: Any) -> bool:
@@ -105,7 +94,7 @@ def _is_of_type(value: Any, annotation: Any) -> bool:
     if typing.get_origin(annotation) is tuple:  # tuple[str, ...]
         return isinstance(value, tuple) and all(isinstance(item, typing.get_args(annotation)[0]) for item in value)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return isinstance(value, annotation)

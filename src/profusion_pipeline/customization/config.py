@@ -5,7 +5,8 @@ Only the standard library is imported here, so that `profusion customize --help`
 
 import dataclasses
 
-from ..common.settings import check_settings, check_words, setting
+from ..common.settings import check_settings, setting
+from ..method.checks import check_characters
 from ..method.quoting import quote
 
 AUTO = "auto"  # the caption that a captioning model writes
@@ -137,7 +138,7 @@ class CustomizeConfig:
         for name, text in texts:
             if not text.strip():
                 raise ValueError(f"`{name}` must not be empty, got {quote(text)}.")
-            check_words(name, text)
+            check_characters(name, text)
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
 

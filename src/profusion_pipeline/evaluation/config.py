@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 
 from ..common.launcher import launched_precision
-from ..common.settings import check_settings, check_words, setting
+from ..common.settings import check_settings, setting
+from ..method.checks import check_characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class EvaluationConfig:
             if question not in range(1, 7):
                 raise ValueError(f"`questions` must be among 1 to 6, got {question}.")
         for name in ("class_noun", "learning_prompt"):
-            check_words(name, getattr(self, name))
+            check_characters(name, getattr(self, name))
         _ = self.precision  # a launcher that contradicts it is refused
         worker, workers = self.share
         if worker >= workers:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from . import checks, framing, learnt_subject, quoting
+from . import checks, framing, learnt_subject, quoting, tensor_checks
 
 MAX_PIXELS = 4096 * 4096  # of a picture to be made; more is a slip of the keys
 
@@ -104,7 +104,7 @@ def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, cl
 
     Raises:
         TypeError: They are of another type.
-        ValueError: Both are None, or a list has another length.
+        ValueError: Both are None, a noun is empty, or a list has another length.
 
     Example:
         >>> list_class_prompts(["S* on the beach"], "S*", "person", None)
@@ -118,6 +118,8 @@ def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, cl
             "or `fusion_text` is 'mixed', got None for both."
         )
     nouns = list_texts("class_noun", class_noun, len(prompts), without=placeholder)
+    if blank := [noun for noun in nouns if not noun.strip()]:
+        raise ValueError(f"`class_noun` must say what the subject is, such as 'person', got {blank[0]!r}.")
     return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]
 
 
@@ -202,7 +204,7 @@ def list_subjects(subject: Any, num_prompts: int, promptnet: Any) -> list:
                 f"PromptNet reads, got {widths[0]} and {widths[1]}: it was encoded by another pipeline."
             )
         for part in ("latents", "image_states"):
-            checks.check_finite(f"{name}.{part}", getattr(one, part))
+            tensor_checks.check_finite(f"{name}.{part}", getattr(one, part))
     return subjects
 
 

@@ -1,6 +1,7 @@
 """Checks of one value each, before any model runs: an error says name, expectation and what was given.
 
-A check of a number gives it back as one of Python, so that numpy's are taken.
+A check of a number gives it back as one of Python, so that numpy's are taken. Only the standard library is imported
+here: commands check their settings before torch is.
 """
 
 import math
@@ -9,9 +10,9 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import torch
-
 from . import quoting
+
+MOST = 10_000  # steps or pictures of a call; more is a slip of the keys that would never end
 
 # Arguments of other pipelines, and what has their place here.
 ELSEWHERE = {
@@ -28,16 +29,6 @@ ELSEWHERE = {
     "callback_steps": "`callback_on_step_end` is called after each step",
     "max_embeddings_multiples": "`long_prompts=True` reads texts of any length",
 }
-
-
-FLOATS = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -58,18 +49,33 @@ def check_number(name: str, value: Any, *, at_least: float = 0, at_most: float =
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number) or not at_least <= number <= at_most:
-        limits = f"at least {at_least:g}" if at_most == math.inf else f"{at_least:g} to {at_most:g}"
-        raise ValueError(f"`{name}` must be a finite number of {limits}, got {quoting.quote(value)}.")
+        raise ValueError(f"`{name}` must be a finite number{_of(at_least, at_most)}, got {quoting.quote(value)}.")
     return number
 
 
-def check_count(name: str, value: Any, *, at_least: int) -> int:
+def check_count(name: str, value: Any, *, at_least: float, at_most: float = math.inf) -> int:
     """A setting that must be a whole number."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"`{name}` must be a whole number, got {quoting.quote(value)}.")
     if value < at_least:
         raise ValueError(f"`{name}` must be at least {at_least}, got {quoting.quote(value)}.")
+    if value > at_most:
+        raise ValueError(f"`{name}` must be at most {at_most}, got {quoting.quote(value)}.")
     return operator.index(value)
+
+
+def _of(at_least: float, at_most: float) -> str:
+    """A range, as an error says it after the word "number"."""
+    if at_most == math.inf:
+        return "" if at_least == -math.inf else f" of at least {at_least:g}"
+    return f" of at most {at_most:g}" if at_least == -math.inf else f" of {at_least:g} to {at_most:g}"
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A setting that must be yes or no; `"no"` would count as yes."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):  # numpy's, of 1 and of 2
+        raise TypeError(f"`{name}` must be True or False, got {quoting.quote(value)}.")
+    return bool(value)
 
 
 def check_strength(strength: Any, num_inference_steps: int) -> float:
@@ -95,6 +101,9 @@ def check_lora_scale(cross_attention_kwargs: Any) -> float:
         return 1.0
     if not isinstance(cross_attention_kwargs, dict):
         raise TypeError(f"`cross_attention_kwargs` must be a dictionary, got {quoting.quote(cross_attention_kwargs)}.")
+    for name in cross_attention_kwargs:
+        if not isinstance(name, str):
+            raise TypeError(f"`cross_attention_kwargs` must have names for keys, got {quoting.quote(name)}.")
     scale = cross_attention_kwargs.get("scale", 1.0)
     return check_number('cross_attention_kwargs["scale"]', scale, at_least=-math.inf)
 
@@ -129,70 +138,10 @@ def check_choices(name: str, values: Any, choices: Sequence[str]) -> None:
         check_choice(name, value, choices)
 
 
-def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """A tensor given in place of what the pipeline would make itself, or None."""
-    if tensor is None:
-        return
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"`{name}` must have the shape {shape}, got {tuple(tensor.shape)}.")
-    if tensor.dtype != dtype:
-        raise TypeError(f"`{name}` must be of the pipeline's dtype {dtype}, got {tensor.dtype}.")
-    check_finite(name, tensor)
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Numbers that a call computes with."""
-    bad = ~torch.isfinite(tensor.float())  # which 8-bit floats don't know themselves
-    if bad.any():
-        raise ValueError(f"`{name}` must hold finite numbers, got {int(bad.sum())} that aren't.")
-
-
-def check_floats(name: str, tensor: Any, shape: str) -> None:
-    """A tensor of finite floats with a letter of `shape`, such as "R C h w", for each of its dimensions."""
-    check_float_tensor(name, tensor)
-    letters = shape.split()
-    if tensor.ndim != len(letters) or not tensor.numel():
-        wanted = f"[{', '.join(letters)}]"
-        raise ValueError(f"`{name}` must have the shape {wanted}, none of them 0, got {list(tensor.shape)}.")
-
-
-def check_float_tensor(name: str, tensor: Any) -> None:
-    """A tensor of finite floats, of 16, 32 or 64 bits or of the two kinds of 8 bits that models are stored in."""
-    dtype = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-    if dtype not in FLOATS:
-        raise TypeError(f"`{name}` must be a tensor of floats, got {dtype}.")
-    check_finite(name, tensor)
-
-
-def check_subject(latents: Any, image_states: Any, weights: Any) -> None:
-    """The three tensors of one subject: latents [R, C, h, w], vision states [R, N, V] and weights [R]."""
-    check_floats("latents", latents, "R C h w")
-    check_floats("image_states", image_states, "R N V")
-    check_floats("weights", weights, "R")
-    if not len(latents) == len(image_states) == len(weights):
-        raise ValueError(
-            "`latents`, `image_states` and `weights` must be of the same R references, got "
-            f"{len(latents)}, {len(image_states)} and {len(weights)}."
-        )
-    if min(weights.tolist()) < 0 or not any(weights.tolist()):
-        raise ValueError(f"`weights` must be 0 or more, and not all 0, got {quoting.quote(weights.tolist())}.")
-
-
 def check_callback(callback: Any) -> None:
     """What is called after each step, or None."""
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback_on_step_end` must be callable, got {quoting.quote(callback)}.")
-
-
-def check_generator(generator: Any, num_pictures: int) -> None:
-    """Where random numbers come from: a generator, a list with one for each picture, or None."""
-    generators = generator if isinstance(generator, list) else [generator]
-    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-        raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {quoting.quote(generator)}.")
-    if isinstance(generator, list) and len(generator) != num_pictures:
-        raise ValueError(f"`generator` must have an entry for each of {num_pictures} pictures, got {len(generator)}.")
 
 
 def check_not_both(name: str, value: Any, other_name: str, other_value: Any) -> None:
@@ -211,4 +160,4 @@ def check_without(name: str, texts: Sequence[str], placeholder: str) -> None:
 def check_characters(name: str, text: str) -> None:
     """A text that a tokenizer can read: no half of a pair of UTF-16, as badly decoded text has."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"`{name}` must be a text without lone surrogates, got {ascii(text)[:100]}.")
+        raise ValueError(f"`{name}` must be a text without lone surrogates, got {ascii(text[:60])}.")

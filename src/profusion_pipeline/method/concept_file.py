@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from . import card, checks, quoting, whole_files
+from . import card, checks, quoting, tensor_checks, whole_files
 
 FILE = "concept.safetensors"
 THUMBNAIL_BYTES = 100_000  # at most
@@ -106,7 +106,7 @@ class Concept:
     thumbnail: bytes | None = None
 
     def __post_init__(self):
-        checks.check_subject(self.latents, self.image_states, self.weights)
+        tensor_checks.check_subject(self.latents, self.image_states, self.weights)
         for name, kind in FACTS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
@@ -130,7 +130,7 @@ class Concept:
         for name, tensor in self.changes.items():
             if not isinstance(name, str) or not name.startswith(("unet.", "promptnet.")):
                 raise ValueError(f"`changes` must be of `unet.` or `promptnet.`, got {quoting.quote(name)}.")
-            checks.check_float_tensor(name, tensor)
+            tensor_checks.check_float_tensor(name, tensor)
 
     def __repr__(self) -> str:
         noun, base = quoting.quote(self.class_noun), quoting.quote(self.base_model)

@@ -144,6 +144,7 @@ class ConceptLoaderMixin:
                 f"{concept.base_hash[:12]}..., but those of this pipeline have {ours[:12]}...: it fits its own base "
                 "only."
             )
+        checks.check_without("class_noun", [concept.class_noun], self.config.placeholder)
         call_inputs.list_subjects(concept, 1, self.promptnet)
         for component in CHANGED_MODELS:
             adapters.check_changes(getattr(self, component), concept.changes_of(component), concept.mode)
@@ -218,7 +219,7 @@ class ConceptLoaderMixin:
     def _named(self, argument: str, name: str | None) -> list[str]:
         if name is None:
             return list(self.concepts)
-        if name not in self.concepts:
+        if not isinstance(name, str) or name not in self.concepts:
             loaded = ", ".join(map(repr, self.concepts)) or "none"
             raise ValueError(
                 f"`{argument}` must be the name of a loaded concept ({loaded}), got {quoting.quote(name)}."
@@ -237,6 +238,8 @@ class ConceptLoaderMixin:
 
         Those that the call names, or the only one that is loaded; none where it says otherwise who S* is.
         """
+        if base_guidance is not None:
+            checks.check_flag("base_guidance", base_guidance)
         subjects = call_inputs.list_per_prompt("subject", subject, num_prompts)
         named = any(isinstance(one, str) for one in subjects)
         if concept is None and named:
@@ -254,6 +257,9 @@ class ConceptLoaderMixin:
             raise ValueError("`concept` holds its own subject: give it, or `image` or `subject`, not both.")
         else:
             names = call_inputs.list_per_prompt("concept", concept, num_prompts)
+        for name in names:
+            if name is not None and not isinstance(name, str):
+                self._named("subject" if named else "concept", name)
         chosen = [name for name in dict.fromkeys(names) if not (named and name is None)]
         for name in chosen:
             self._named("subject" if named else "concept", name)

@@ -19,6 +19,7 @@ from . import (
     reference_images,
     subject_embedding,
     subject_prompt,
+    tensor_checks,
     text_alignment,
     text_encoders,
 )
@@ -307,7 +308,7 @@ class EncodingMixin:
         width = text_encoders.text_width(self._text_encoders)
         shape = (len(prompts), length * (tokens.num_pieces or 1), width)
         for name, tensor in given.items():
-            checks.check_tensor(name, tensor, shape, self.text_encoder.dtype)
+            tensor_checks.check_tensor(name, tensor, shape, self.text_encoder.dtype)
         if align_with is None:
             return tokens
         class_texts = self._with_learnt_words(align_with, self.tokenizer)

@@ -71,9 +71,11 @@ class Guidance:
     def __post_init__(self):
         checks.check_choice("fusion_text", self.fusion_text, ("scaled", "mixed"))
         for field in fields(self):
-            if field.type in (int, float):
-                check = checks.check_count if field.type is int else checks.check_number
-                object.__setattr__(self, field.name, check(field.name, getattr(self, field.name), at_least=0))
+            if field.type is int:
+                value = checks.check_count(field.name, getattr(self, field.name), at_least=0, at_most=checks.MOST)
+                object.__setattr__(self, field.name, value)
+            elif field.type is float:
+                object.__setattr__(self, field.name, checks.check_number(field.name, getattr(self, field.name)))
         checks.check_number("guidance_rescale", self.guidance_rescale, at_most=1)
         for stage in ("fusion", "guidance"):
             start, end = getattr(self, f"{stage}_start"), getattr(self, f"{stage}_end")

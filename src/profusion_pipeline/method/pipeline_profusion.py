@@ -57,6 +57,7 @@ from . import (
     repository,
     shared_models,
     subject_embedding,
+    tensor_checks,
     text_encoders,
 )
 
@@ -84,7 +85,8 @@ def _not_finite(dtype: torch.dtype, what: str) -> RuntimeError:
     advice = (
         "Its range may be too small: `pipe.to(torch.bfloat16)` has the range of float32."
         if narrow
-        else "The call was given finite numbers: look at the weights, the scheduler, and what a callback returns."
+        else "The call was given finite numbers: look at its scales, the models' weights, the scheduler, and what "
+        "a callback returns."
     )
     return RuntimeError(f"Not all of {what} are finite numbers in {dtype}. {advice}")
 
@@ -381,14 +383,17 @@ class ProFusionPipeline(
         )
         prompts = call_inputs.list_prompts(prompt)
         self._check_base_inputs(base_inputs, len(prompts))
-        num_inference_steps = checks.check_count("num_inference_steps", num_inference_steps, at_least=1)
-        num_images_per_prompt = checks.check_count("num_images_per_prompt", num_images_per_prompt, at_least=1)
+        counts = {"num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt}
+        num_inference_steps, num_images_per_prompt = (
+            checks.check_count(name, value, at_least=1, at_most=checks.MOST) for name, value in counts.items()
+        )
+        long_prompts = checks.check_flag("long_prompts", long_prompts)
         num_pictures = len(prompts) * num_images_per_prompt
         eta = checks.check_number("eta", eta, at_most=1)
         strength = checks.check_strength(strength, num_inference_steps)
         lora_scale = checks.check_lora_scale(cross_attention_kwargs)
         checks.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
-        checks.check_generator(generator, num_pictures)
+        tensor_checks.check_generator(generator, num_pictures)
         call_inputs.check_components_fit(self.components)
         checks.check_callback(callback_on_step_end)
         tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
@@ -400,6 +405,7 @@ class ProFusionPipeline(
         checks.check_not_both("image", image, "subject", subject)
         names, base_guidance = self._choose_concepts(concept, subject, len(prompts), image is not None, base_guidance)
         subject, class_noun = self._subjects_of(names, subject, class_noun)
+        checks.check_not_both("image_weights", image_weights, "subject", subject)
         if image is None and subject is None and (guidance.uses_subject or starts_from_image):
             raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
         images = [] if image is None else self._read_images(prompt, image, image_weights, crop_face)
@@ -415,7 +421,7 @@ class ProFusionPipeline(
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (num_pictures, self.unet.config.in_channels, *grid)  # B, C, h, w
-        checks.check_tensor("latents", latents, shape, self.text_encoder.dtype)
+        tensor_checks.check_tensor("latents", latents, shape, self.text_encoder.dtype)
 
         # 4. Which words
         checks.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from . import checks, quoting, whole_files
+from . import checks, quoting, tensor_checks, whole_files
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +34,7 @@ class SubjectEmbedding:
     weights: torch.Tensor
 
     def __post_init__(self):
-        checks.check_subject(self.latents, self.image_states, self.weights)
+        tensor_checks.check_subject(self.latents, self.image_states, self.weights)
 
     def __repr__(self) -> str:
         shapes = f"latents {list(self.latents.shape)}, image_states {list(self.image_states.shape)}"

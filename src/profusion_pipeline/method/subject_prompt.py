@@ -8,6 +8,7 @@ scale             γ        `fusion_subject_scale`
 """
 
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,17 @@ logger = logging.get_logger(__name__)
 # Of the forward that this thread runs: the places of S* [B] and the pseudo words [B, L, D].
 _SUBJECT: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("S* of a forward", default=None)
 _TOKENIZING = threading.Lock()
-STAND_INS = ("s*", "sks", "<s>", "<*>", "[v]", "<new1>", "<concept>", "{}")  # of other methods, where S* is meant
+STAND_INS = (
+    "s*",
+    "s *",
+    "sks",
+    "<s>",
+    "<*>",
+    "[v]",
+    "<new1>",
+    "<concept>",
+    "{}",
+)  # of other methods, where S* is meant
 
 
 def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
@@ -45,7 +56,10 @@ def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
     """
     pieces = prompt.split(placeholder)
     if len(pieces) != 2:
-        meant = [word for word in STAND_INS if len(pieces) == 1 and word in prompt.lower()]
+        plain = (
+            unicodedata.normalize("NFKC", prompt).replace("\u2217", "*").lower()
+        )  # other stars, letters of full width
+        meant = [word for word in STAND_INS if len(pieces) == 1 and word in plain]
         hint = f" (write {placeholder!r} in place of {meant[0]!r})" if meant else ""
         raise ValueError(
             f"`prompt` must hold the placeholder {placeholder!r} exactly once{hint}, got it {len(pieces) - 1} times in "

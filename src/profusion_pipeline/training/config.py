@@ -5,7 +5,8 @@ Only the standard library is imported here, so that `profusion train --help` nee
 
 import dataclasses
 
-from ..common.settings import check_settings, check_words, setting
+from ..common.settings import check_settings, setting
+from ..method.checks import check_characters
 from ..method.quoting import quote
 
 
@@ -237,8 +238,8 @@ class TrainingConfig:
                         f"got {quote(prompt)}."
                     )
         for name in ("prompt", "placeholder", "validation_class_noun"):
-            check_words(name, getattr(self, name))
-        check_words("validation_prompts", "".join(self.validation_prompts))
+            check_characters(name, getattr(self, name))
+        check_characters("validation_prompts", "".join(self.validation_prompts))
         if self.learning_rate == 0:
             raise ValueError("`learning_rate` must be greater than 0, got 0.")
         if self.snr_gamma is not None and self.snr_gamma <= 0:
