@@ -288,7 +288,7 @@ def test_the_greatest_seed_draws(generate):
 def test_words_that_are_no_text(flag, generate, capsys):
     words = dict(prompt=["S*", "S* \udcff"]) if flag == "prompt" else {}
     assert generate(*([f"--{flag}", "\udcff"] if not words else []), **words) == 1
-    assert f"`{flag.replace('-', '_')}` must be text in UTF-8, got '" in capsys.readouterr().err
+    assert f"`{flag.replace('-', '_')}` must be a text without lone surrogates, got '" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_words_that_are_no_text(flag, generate, capsys):
 def test_settings_that_are_no_text(words, capsys):
     with pytest.raises(SystemExit):
         main(words.split())
-    assert re.search("` must be text in UTF-8, got '.*udcff'[.]$", capsys.readouterr().err.strip())
+    assert re.search("` must be a text without lone surrogates, got '.*udcff'[.]$", capsys.readouterr().err.strip())
 
 
 def test_an_empty_prompt(generate, capsys):

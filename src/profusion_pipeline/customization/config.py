@@ -38,10 +38,9 @@ class CustomizeConfig:
     prompt: str = setting("a photo of S*", help="The text under which S* must bring the subject back.")
     caption: str | tuple[str, ...] | None = setting(
         None,
-        help='What is in the photo and is not the subject, "wearing a green hoodie, at the beach, smiling", or one for '
-        "each of several photos: it is "
-        "added to the prompt while learning, so that S* need not carry it and later prompts may say something else. "
-        '"auto" asks the captioner; what is wrong in a caption is learnt as part of the person.',
+        help='What the photo shows besides the subject, "wearing a green hoodie, smiling", or one for each of several '
+        "photos: it is learnt with the prompt, so that S* need not carry it. "
+        '"auto" asks the captioner, whose mistakes are learnt as the person.',
     )
     captioner: str = setting(
         "Salesforce/blip-image-captioning-base",
