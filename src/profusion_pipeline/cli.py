@@ -112,9 +112,10 @@ def _customize(args: argparse.Namespace) -> None:
     from .method.reference_images import load_picture
 
     photos = [load_photo(file, name="--image") for file in args.image]
-    masks = args.mask and [load_picture(file, name="--mask") for file in args.mask]  # with what is transparent
+    for file in args.mask or ():  # read again with its photo, as it is: transparent, or of numbers too dark to see
+        load_picture(file, name="--mask")
     pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype))
-    concept = customize(pipe, photos, config, mask=masks)
+    concept = customize(pipe, photos, config, mask=args.mask)
 
     def write(folder: Path) -> None:
         if args.force:

@@ -110,6 +110,13 @@ def palette_with_transparency() -> Image.Image:
     return picture
 
 
+def label_in_a_palette() -> Image.Image:
+    """As segmentation data sets have it: number 1 of the palette is dark red."""
+    picture = Image.frombytes("P", (20, 30), (disc() > 0).astype(np.uint8).tobytes())
+    picture.putpalette([0, 0, 0, 128, 0, 0])
+    return picture
+
+
 def deep_with_transparency() -> Image.Image:
     picture = Image.fromarray(disc().astype(np.uint16) * 257)
     picture.info["transparency"] = 0
@@ -164,10 +171,30 @@ WHITE = grey(disc())
         "tensor [H, W, 1]": (torch.from_numpy(disc())[..., None], disc()),
         "tensor [H, W] of bool": (torch.from_numpy(disc() > 0), disc()),
         "array with alpha": (np.asarray(cut_out()), disc()),
+        "0 and 1, mode L": (grey(disc() > 0), disc()),
+        "0 and 1, mode I": (Image.fromarray((disc() > 0).astype(np.int32)), disc()),
+        "0 and 1, 16 bit": (Image.fromarray((disc() > 0).astype(np.uint16)), disc()),
+        "0 and 1, int64": ((disc() > 0).astype(np.int64), disc()),
+        "0 and 1, tensor of int64": (torch.from_numpy((disc() > 0).astype(np.int64))[None], disc()),
+        "0 and 7": (grey((disc() > 0) * 7), disc()),
+        "0 and 255 as floats": (disc().astype(np.float32), disc()),
+        "0 and 255 as uint16": (disc().astype(np.uint16), disc()),
+        "black and dark red": (Image.merge("RGB", [grey(disc() // 2), grey(0 * disc()), grey(0 * disc())]), disc()),
+        "label in a palette": (label_in_a_palette(), disc()),
     }.values(),
 )
 def test_what_is_transparent_is_not_the_subject(mask, expected):
     assert np.abs(np.asarray(read_mask(mask, (20, 30))).astype(float) - expected).max() <= 1
+
+
+def test_labels_in_a_file(tmp_path):
+    Image.fromarray((disc() > 0).astype(np.uint16)).save(tmp_path / "labels.png")
+    assert (np.asarray(read_mask(tmp_path / "labels.png", (20, 30))) == disc()).all()
+
+
+def test_masks_of_several_dark_labels_are_not_guessed():
+    with pytest.raises(ValueError, match="`mask` must be light where the subject is"):
+        read_mask(np.where(disc() > 0, 2, np.arange(20) > 15).astype(np.uint8), (20, 30))
 
 
 def test_masks_of_nothing_and_of_no_number():

@@ -77,7 +77,7 @@ def test_base64_is_told_from_a_path_and_not_repeated(format):
     file = io.BytesIO()
     Image.effect_noise((200, 200), 60).convert("RGB").save(file, format)
     text = base64.b64encode(file.getvalue()).decode()
-    for source in (text, f"data:image/{format};base64,{text}"):
+    for source in (text, text.encode(), f"data:image/{format};base64,{text}"):
         with pytest.raises(ValueError, match=r"a picture written as text \(\d+ characters\): give its bytes") as error:
             load_reference_image(source)
         assert len(str(error.value)) < 250

@@ -212,6 +212,12 @@ def test_values_out_of_range_by_rounding_alone():
     assert (pixels(load_reference_image(torch.full((3, 4, 5), -1e-7))) == 0).all()
 
 
+@pytest.mark.parametrize("tensor", [torch.zeros(4, 5).to_sparse(), torch.zeros(3, 4, 5, device="meta")])
+def test_tensors_without_numbers(tensor):
+    with pytest.raises(ValueError, match="`image` as a tensor must be dense and hold its numbers"):
+        load_reference_image(tensor)
+
+
 @pytest.mark.parametrize("thing", [None, 3, ("a.png",), {"path": "a.png"}])
 def test_neither_image_nor_path(thing):
     with pytest.raises(TypeError, match="`image` must be a PIL image, a numpy array, .* got (NoneType|int|tuple|dict)"):

@@ -120,10 +120,20 @@ def _too_large(name: str, given: str) -> ValueError:
     )
 
 
+def _written_as_text(name: str, length: int) -> ValueError:
+    return ValueError(
+        f"`{name}` must be a picture or the path of one, got a picture written as text ({length} characters): "
+        "give its bytes, `base64.b64decode(text)` of what follows any comma."
+    )
+
+
 def _open_bytes(source: Any, name: str) -> BinaryIO:
     if isinstance(source, str | os.PathLike):
         return open(_find(os.fspath(source), name), "rb")
     if isinstance(source, bytes | bytearray | memoryview):
+        source = bytes(source)
+        if ENCODED.match(source[:200].decode("latin-1")):
+            raise _written_as_text(name, len(source))
         return io.BytesIO(source)
     try:
         if hasattr(source, "seekable") and source.seekable():
@@ -154,10 +164,7 @@ def _find(text: str, name: str) -> str:
     if os.path.isfile(path):
         return path
     if ENCODED.match(text) or text.startswith("data:"):
-        raise ValueError(
-            f"`{name}` must be a picture or the path of one, got a picture written as text ({len(text)} characters): "
-            "give its bytes, `base64.b64decode(text)` of what follows any comma."
-        )
+        raise _written_as_text(name, len(text))
     if URL.match(text) and path is text:
         raise ValueError(
             f"`{name}` must be a file on this machine, got the URL {quoting.quote(text)}: download it first, for "

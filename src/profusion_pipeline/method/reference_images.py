@@ -6,6 +6,8 @@ and the CLIP tower see 8-bit RGB, so everything is brought to that once, here, b
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -97,14 +99,39 @@ def load_picture(image: Reference, name: str = "image") -> Image.Image:
         >>> load_picture(Image.new("LA", (6, 4))).mode
         'RGBA'
     """
+    with open_image(image, name) as opened:
+        picture = _decode(opened, name) if isinstance(opened, Image.Image) else _from_numbers(opened, name)
+    if 0 in picture.size:
+        raise ValueError(f"`{name}` must have pixels, got a picture of {picture.width} x {picture.height}.")
+    return picture
+
+
+@contextmanager
+def open_image(image: Reference, name: str = "image") -> Iterator[Image.Image | np.ndarray | torch.Tensor]:
+    """A picture as it was given, or as it lies in its file: of any mode or dtype, not looked at yet.
+
+    Args:
+        image: As [`load_reference_image`] takes it.
+        name: What error messages call it.
+
+    Yields:
+        The PIL image, array or tensor.
+
+    Raises:
+        TypeError: It is nothing that makes a picture.
+        ValueError: Its file is missing, can't be read, or is no picture.
+
+    Example:
+        >>> with open_image(Image.new("I;16", (6, 4))) as opened:
+        ...     opened.mode
+        'I;16'
+    """
     try:
-        if isinstance(image, np.ndarray | torch.Tensor):
-            picture = _from_numbers(image, name)
-        elif isinstance(image, Image.Image):
-            picture = _decode(image, name)
+        if isinstance(image, np.ndarray | torch.Tensor | Image.Image):
+            yield image
         elif isinstance(image, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(image, "read"):
             with picture_file.open_picture(image, name) as opened:
-                picture = _decode(opened, name)
+                yield opened
         else:
             raise TypeError(
                 f"`{name}` must be a PIL image, a numpy array, a torch tensor or a path, bytes or an open file of a "
@@ -115,9 +142,6 @@ def load_picture(image: Reference, name: str = "image") -> Image.Image:
         raise ValueError(
             f"`{name}` must be a file that can be read, {what} is not one: {quoting.brief(error)}"
         ) from error
-    if 0 in picture.size:
-        raise ValueError(f"`{name}` must have pixels, got a picture of {picture.width} x {picture.height}.")
-    return picture
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
@@ -164,6 +188,8 @@ def _from_numbers(numbers: np.ndarray | torch.Tensor, name: str) -> Image.Image:
     shape = list(numbers.shape)
     if isinstance(numbers, torch.Tensor):
         kind, shapes = "a tensor", "[H, W] or [1 | 3 | 4, H, W]"
+        if numbers.is_meta or numbers.layout != torch.strided:
+            raise ValueError(f"`{name}` as a tensor must be dense and hold its numbers, got one that doesn't.")
         numbers = numbers.detach().cpu()
         numbers = (numbers.float() if numbers.is_floating_point() else numbers).numpy()
         numbers = np.moveaxis(numbers, 0, 2) if numbers.ndim == 3 else numbers  # [H, W, C]
