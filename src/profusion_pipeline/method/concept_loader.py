@@ -219,12 +219,15 @@ class ConceptLoaderMixin:
     def _named(self, argument: str, name: str | None) -> list[str]:
         if name is None:
             return list(self.concepts)
+        self._check_loaded(argument, name)
+        return [name]
+
+    def _check_loaded(self, argument: str, name: Any) -> None:
         if not isinstance(name, str) or name not in self.concepts:
             loaded = ", ".join(map(repr, self.concepts)) or "none"
             raise ValueError(
                 f"`{argument}` must be the name of a loaded concept ({loaded}), got {quoting.quote(name)}."
             )
-        return [name]
 
     def _choose_concepts(
         self,
@@ -258,11 +261,10 @@ class ConceptLoaderMixin:
         else:
             names = call_inputs.list_per_prompt("concept", concept, num_prompts)
         for name in names:
-            if name is not None and not isinstance(name, str):
-                self._named("subject" if named else "concept", name)
+            if name is not None or not named:
+                self._check_loaded("subject" if named else "concept", name)
         chosen = [name for name in dict.fromkeys(names) if not (named and name is None)]
         for name in chosen:
-            self._named("subject" if named else "concept", name)
             if self.concepts[name].concept.mode == "full" and (base_guidance or len(set(names)) > 1):
                 raise ValueError(
                     f"The concept {name!r} was made in full mode, which changes the weights of the whole call: it must "
