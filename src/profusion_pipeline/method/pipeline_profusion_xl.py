@@ -29,11 +29,11 @@ from transformers import (
 )
 
 from . import (
-    checks,
     learnt_adapters,
     modeling_promptnet,
     pipeline_profusion,
     reference_images,
+    tensor_checks,
     text_encoders,
     xl_conditions,
 )
@@ -305,7 +305,7 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
         super()._check_base_inputs({name: one for name, one in base_inputs.items() if name not in ours}, num_prompts)
         projection = self.text_encoder_2.config.projection_dim
         for name in (pipeline_profusion.CLASS_POOLED, pipeline_profusion.NULL_POOLED):
-            checks.check_tensor(name, base_inputs[name], (num_prompts, projection), self.text_encoder.dtype)
+            tensor_checks.check_tensor(name, base_inputs[name], (num_prompts, projection), self.text_encoder.dtype)
         xl_conditions.check_unet(self.unet, projection)
 
     def _added_conditions(
