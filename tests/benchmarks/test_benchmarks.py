@@ -227,5 +227,5 @@ def test_tables_are_put_between_their_marks(tmp_path):
 def test_every_table_has_its_marks():
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     marks = ("full size, cuda", "full size, cpu", "step costs", "step costs, cuda", "convert", "customize, cuda")
-    for mark in (*marks, "customize, cpu"):
+    for mark in (*marks, "customize, cpu", "against", "against, cuda"):
         assert text.index(f"<!-- {mark} -->\n") < text.index(f"<!-- /{mark} -->\n")
