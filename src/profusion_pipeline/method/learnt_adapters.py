@@ -24,7 +24,9 @@ def refusing_other_bases() -> Iterator[None]:
         ...     pipe.unet.load_lora_adapter(weights)
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what we want
+            yield
     except (RuntimeError, ValueError) as error:
         if not any(words in str(error) for words in OTHER_BASE):
             raise
@@ -59,9 +61,7 @@ class LearntAdaptersMixin:
             >>> pipe.load_lora_weights("me/my-dog", adapter_name="dog")  # doctest: +SKIP
         """
         with refusing_other_bases():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what we want
-                super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
+            super().load_lora_weights(pretrained_model_name_or_path_or_dict, *args, **kwargs)
 
     def _adapted_models(self) -> list[torch.nn.Module]:
         return [self.unet, *self._text_encoders]
