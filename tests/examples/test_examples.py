@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,18 +72,63 @@ def test_customize(tmp_path, monkeypatch):
     assert (before != after).any()
 
 
-@needs_demo_model
-def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """Its cells one after another, with fewer steps than it has."""
+# Each notebook, with fewer steps than it has: what is written there, and what is run here.
+NOTEBOOKS = {
+    "quickstart": ("STEPS = 10", "STEPS = 1"),
+    "sweeps": ("STEPS = 10", "STEPS = 1"),
+    "customize": ("= 100, 10", "= 2, 2"),
+    "any_concept": ("= 10, 80", "= 1, 1"),
+    "train_your_own": ("= 40, 10", "= 2, 2"),
+}
+
+
+def code_cells(name: str) -> list[dict]:
+    notebook = json.loads((EXAMPLES / f"{name}.ipynb").read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def run_notebook(name: str, monkeypatch, folder: Path) -> dict:
+    """Its cells one after another; what it has defined."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
-    monkeypatch.chdir(tmp_path)
-    notebook = json.loads((EXAMPLES / "customize.ipynb").read_text(encoding="utf-8"))
-    names = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            code = "".join(cell["source"]).replace("= 100, 25", "= 2, 2")
-            exec(compile(code, cell["id"], "exec"), names)
+    monkeypatch.chdir(folder)
+    display = ModuleType("IPython.display")  # which a notebook has
+    display.display = lambda *shown, **options: SimpleNamespace(update=lambda picture: None)
+    ipython = ModuleType("IPython")
+    ipython.get_ipython, ipython.version_info = lambda: None, (9, 0)  # asked by matplotlib
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    names, (long, short) = {}, NOTEBOOKS[name]
+    assert any(long in "".join(cell["source"]) for cell in code_cells(name))
+    for cell in code_cells(name):
+        exec(compile("".join(cell["source"]).replace(long, short), cell["id"], "exec"), names)
+    return names
+
+
+@needs_demo_model
+def test_the_customize_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    names = run_notebook("customize", monkeypatch, tmp_path)
     assert len(names["losses"]) == 2 and len(names["images"]) == 2
     assert names["before"].size == (4 * 192, 192)
     assert list(names["pipe"].concepts) == ["ada", "bob"]
+
+
+@needs_demo_model
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "customize"])
+def test_the_other_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch):
+    assert run_notebook(name, monkeypatch, tmp_path)["pipe"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_stored_with_what_they_show(name):
+    cells = code_cells(name)
+    assert (EXAMPLES / f"{name}.ipynb").stat().st_size <= 1_500_000
+    assert "%pip install" in "".join(cells[0]["source"])  # how a fresh machine gets what it needs
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+
+
+def test_every_notebook_is_among_them():
+    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == NOTEBOOKS.keys()
