@@ -106,6 +106,10 @@ def _customize(args: argparse.Namespace) -> None:
     from .common.open_pipeline import load_pipeline
 
     check_folder(out, "--out")
+    if args.push_to_hub is not None:
+        from .publishing.export import claim_repository
+
+        claim_repository(args.push_to_hub, private=args.private)
 
     from .customization.customize import customize
     from .demo import load_photo
@@ -129,6 +133,8 @@ def _customize(args: argparse.Namespace) -> None:
         print(f"caption: {concept.settings['caption']}", file=sys.stderr)
     print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)
     print(out)
+    if args.push_to_hub is not None:
+        print(concept.push_to_hub(args.push_to_hub))
 
 
 def _app(args: argparse.Namespace) -> None:
@@ -351,6 +357,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="Picture of the photo's size, light where the person is; one for each photo.",
     )
     command.add_argument("--out", required=True, metavar="FOLDER", help="Where the concept is kept.")
+    command.add_argument(
+        "--push-to-hub",
+        default=None,
+        metavar="REPO_ID",
+        help="Also publish it, with a card; the repository is made if it is not there.",
+    )
+    command.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="Whether a new repository is private (default: as the account has it).",
+    )
     add_flags(command, flags_of_dataclass(CustomizeConfig))
     _add_place(command)
     _add_force(command)

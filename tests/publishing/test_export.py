@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from hub_server import Repository, serve
-from profusion_pipeline import ProFusionPipeline, PromptNet, export_pipeline, push_pipeline
+from profusion_pipeline import Concept, ProFusionPipeline, PromptNet, export_pipeline, push_pipeline
 from profusion_pipeline.cli import main
 from profusion_pipeline.common.open_pipeline import DEMO_FOLDER
 from tiny import make_components
@@ -112,19 +112,71 @@ def test_push(folders, tmp_path):
     assert all(torch.equal(pushed[name], value) for name, value in original.items())
 
 
-def pushed(words: list[str], folder, before: dict[str, bytes] | None = None) -> dict[str, bytes]:
-    """What is on the Hub after a `profusion push` in a process of its own; `before` is there already."""
-    code = f"import sys; from profusion_pipeline.cli import main; sys.exit(main({['push', *words]!r}))"
+def pushed(
+    words: list[str], folder, before: dict[str, bytes] | None = None, others: dict[str, dict[str, bytes]] | None = None
+) -> dict[str, bytes]:
+    """What is on the Hub after a `profusion push` in a process of its own; `before` and others are there already."""
+    return on_hub(words[1], ["push", *words], folder, (others or {}) | ({words[1]: before} if before else {}))
+
+
+def on_hub(name: str, words: list[str], folder, there: dict[str, dict[str, bytes]]) -> dict[str, bytes]:
+    """What a command leaves in a repository, run in a process of its own that knows no other Hub."""
+    code = f"import sys; from profusion_pipeline.cli import main; sys.exit(main({words!r}))"
     with serve() as hub:
-        if before:
-            hub.repositories[words[1]] = Repository()
-            hub.repositories[words[1]].commit(before)
+        for other, files in there.items():
+            hub.repositories[other] = Repository()
+            hub.repositories[other].commit(files)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        repository = hub.repositories[words[1]]
+        repository = hub.repositories[name]
         return repository.commits[repository.refs["main"]]
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_card_of_a_pipeline_on_the_hub_goes_with_it(folders, tmp_path):
+    source = export_pipeline(folders["pipeline"], tmp_path / "model", license="mit")
+    files = files_of(source)
+    text = files["README.md"].decode().replace('"model"', '"her/model"').replace("\n# model\n", "\n# her/model\n")
+    files["README.md"] = text.replace("\n## Limits\n", "\n## Limits of hers\n").encode()
+    card = pushed(["her/model", "me/other"], tmp_path, others={"her/model": files})["README.md"].decode()
+    assert "## Limits of hers" in card and "license: mit" in card
+    assert "\n# me/other\n" in card and 'from_pretrained("me/other"' in card and "her/model" not in card
+    del files["README.md"]
+    assert (
+        b"# me/other" in pushed(["her/model", "me/other"], tmp_path / "again", others={"her/model": files})["README.md"]
+    )
+
+
+def test_a_concept_is_pushed_where_it_is_made(folders, tmp_path):
+    words = ["customize", "--model", folders["pipeline"], "--image", "demo", "--out", str(tmp_path / "ada")]
+    words += ["--steps", "1", "--pool-size", "1", "--batch-size", "1", "--push-to-hub", "me/ada", "--private"]
+    files = on_hub("me/ada", words, tmp_path, {})
+    (tmp_path / "pushed.safetensors").write_bytes(files["concept.safetensors"])
+    there, here = Concept.from_pretrained(tmp_path / "pushed.safetensors"), Concept.from_pretrained(tmp_path / "ada")
+    assert all(torch.equal(there.changes[name], change) for name, change in here.changes.items())
+    assert b"pipe.load_concept('me/ada')" in files["README.md"]
+
+
+def test_nothing_is_learnt_without_a_token(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("profusion_pipeline.publishing.export.get_token", lambda: None)
+    words = [
+        "customize",
+        "--model",
+        "nowhere",
+        "--image",
+        "demo",
+        "--out",
+        str(tmp_path / "ada"),
+        "--push-to-hub",
+        "me/a",
+    ]
+    assert main(words) == 1
+    assert "Pushing needs a token of the Hub" in capsys.readouterr().err
 
 
 def test_the_demo_is_published_with_its_own_card(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, create_repo, get_token
+from huggingface_hub import ModelCard, create_repo, get_token, hf_hub_download
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from ..common.files import check_folder
@@ -31,7 +31,7 @@ def export_pipeline(
 ) -> Path:
     """Write a pipeline as a folder that loads anywhere: weights, the method's code, an index, a model card.
 
-    The card is that of the source, if the source is a folder with one and none of its parts is replaced.
+    The card is that of the source, if it has one and none of its parts is replaced.
 
     Args:
         source: Folder or Hub id of a ProFusion pipeline, or "demo"; or of a Stable Diffusion: the one that `promptnet`
@@ -88,7 +88,7 @@ def push_pipeline(
 ) -> str:
     """Upload a pipeline as one commit: weights, the method's code, an index, a model card. A card there is kept.
 
-    A new repository's card is that of the source, if the source is a folder with one and none of its parts is replaced.
+    A new repository's card is that of the source, if it has one and none of its parts is replaced.
 
     Args:
         source: As of [`export_pipeline`].
@@ -116,9 +116,7 @@ def push_pipeline(
         >>> push_pipeline("profusion-sd2", "me/profusion-sd2")  # doctest: +SKIP
     """
     card.check_facts(base_model=base_model, license=license)
-    if get_token() is None:
-        raise ValueError("Pushing needs a token of the Hub: `hf auth login`, or HF_TOKEN in the environment.")
-    create_repo(repo_id, private=private, exist_ok=True)  # before any model is loaded: a mistyped name is told at once
+    claim_repository(repo_id, private=private)  # before any model is loaded: a mistyped name is told at once
     pipe = _assemble(source, promptnet, image_encoder, dtype)
     facts = dict(base_model=base_model, license=license)
     if promptnet is None and image_encoder is None:
@@ -127,16 +125,46 @@ def push_pipeline(
     return pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts, **files).commit_url
 
 
+def claim_repository(repo_id: str, *, private: bool | None = None) -> None:
+    """Make a repository that will be pushed to, unless it is there.
+
+    Args:
+        repo_id: "name" or "owner/name".
+        private: Whether a new one is private; the account's default if None.
+
+    Raises:
+        ValueError: There is no token for the Hub, or the name can't be one.
+        OSError: The Hub refuses.
+
+    Example:
+        >>> claim_repository("me/profusion-sd2", private=True)  # doctest: +SKIP
+    """
+    if get_token() is None:
+        raise ValueError("Pushing needs a token of the Hub: `hf auth login`, or HF_TOKEN in the environment.")
+    create_repo(repo_id, private=private, exist_ok=True)
+
+
+def _readme_of(source: str | Path) -> Path | None:
+    """The card's file in a folder, or fetched from the Hub; None if there is none."""
+    place = pipeline_source(source)
+    if Path(place).is_dir():
+        return file if (file := Path(place, "README.md")).is_file() else None
+    try:
+        return Path(hf_hub_download(place, "README.md"))
+    except (OSError, ValueError):  # of huggingface_hub: a repository without one, or nothing but a cache without it
+        return None
+
+
 def _card_of(source: str | Path, name: str, *, base_model: str | None, license: str | None) -> str | None:
-    """The card in a source's folder, for its new place; None if it lacks a fact that is known now."""
-    file = Path(pipeline_source(source), "README.md")
-    if not file.is_file():
+    """The card of a source, for its new place; None if there is none, or it lacks a fact that is known now."""
+    file = _readme_of(source)
+    if file is None:
         return None
     text = file.read_text(encoding="utf-8")
     facts = {key: fact for key, fact in dict(base_model=base_model, license=license).items() if fact}
     if facts and card.UNKNOWN in text:
         return None
-    old = file.parent.name
+    old = file.parent.name if Path(pipeline_source(source)).is_dir() else str(source)
     text = text.replace(f'"{old}"', f'"{name}"').replace(f"\n# {card.plain(old)}\n", f"\n# {card.plain(name)}\n")
     if not facts:
         return text
