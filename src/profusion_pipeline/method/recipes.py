@@ -1,10 +1,10 @@
 """Settings of a call that belong together, under one name: the paper's, the fastest and the best that were measured."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
-from . import checks
+from . import checks, shared_models
 
 _SHARED = dict(guidance_scale=5.0, num_fusion_steps=0, guidance_rescale=0.5, subject_every=4)
 
@@ -40,7 +40,7 @@ def with_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
     return RECIPES[recipe] | given
 
 
-def takes_recipe(call: Callable) -> Callable:
+def takes_recipe(call: shared_models.Call) -> shared_models.Call:
     """A pipeline's call, with the settings of its recipe filled in.
 
     Args:
@@ -58,4 +58,4 @@ def takes_recipe(call: Callable) -> Callable:
     def filled_in(pipe: Any, *args: Any, **kwargs: Any) -> Any:
         return call(pipe, *args, **with_recipe(kwargs))
 
-    return filled_in
+    return cast(shared_models.Call, filled_in)
