@@ -70,7 +70,6 @@ class Drawing:
         self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         self.pipe = load_demo_pipeline(folder=model, device=device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.pipe.scheduler = Sampling(scheduler="UniPC").make_scheduler(self.pipe.scheduler)
         self.work, self.steps = work, num_inference_steps
         self.promptnets = {"": self.pipe.promptnet}
 
@@ -79,6 +78,7 @@ class Drawing:
         if variant.promptnet not in self.promptnets:
             self.promptnets[variant.promptnet] = PromptNet.from_pretrained(variant.promptnet).to(self.pipe.device)
         self.pipe.register_modules(promptnet=self.promptnets[variant.promptnet])
+        self.pipe.scheduler = Sampling(scheduler=variant.scheduler).make_scheduler(self.pipe.scheduler)
         call = {**DEMO_SETTINGS, "num_fusion_steps": 0, "num_inference_steps": self.steps, **variant.call}
         call |= {"guidance_scale": scales[0], "class_guidance_scale": scales[1]}
         if variant.negative:
@@ -151,7 +151,7 @@ if __name__ == "__main__":
     parser.add_argument("--grid", type=read_scales, nargs="+", default=GRID, help="pairs of ω_1,ω_2")
     parser.add_argument("--people", type=int, default=6, help="validation people, ten prompts each")
     parser.add_argument("--test-people", type=int, default=15, help="test people, ten prompts each")
-    parser.add_argument("--num-inference-steps", type=int, default=10, help="steps of UniPC")
+    parser.add_argument("--num-inference-steps", type=int, default=10, help="steps, where a variant has no own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the pipeline")
     parser.add_argument("--precision", default="no", choices=("no", "bf16"), help="in which pictures are drawn")
     parser.add_argument("--publish", metavar="NAME", help="put rows, tables and plot into docs/study.md at this mark")

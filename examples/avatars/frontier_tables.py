@@ -36,6 +36,7 @@ class Variant:
     caption: str = ""
     negative: bool = False
     promptnet: str = ""
+    scheduler: str = "UniPC"
 
     def __post_init__(self):
         if self.caption not in CAPTIONS:
@@ -53,7 +54,8 @@ class Rows:
         self.path, self.known = path, {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             row = json.loads(line)
-            self.known[row["variant"], tuple(row["scales"]), row["person"]] = np.array(row["scores"], float)
+            variant = Variant(**json.loads(row["variant"]))  # rows may be older than a field
+            self.known[variant.key, tuple(row["scales"]), row["person"]] = np.array(row["scores"], float)
 
     def add(self, variant: Variant, scales: Scales, person: str, scores: np.ndarray) -> None:
         self.known[variant.key, scales, person] = scores
@@ -220,7 +222,8 @@ def publish(work: Path, variants: dict[str, Variant], grid: Sequence[Scales], na
     PUBLISHED.mkdir(exist_ok=True)
     (PUBLISHED / f"frontier_{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     keys, rows = {variant.key for variant in variants.values()}, work / "rows.jsonl"
-    lines = [line for line in rows.read_text(encoding="utf-8").splitlines() if json.loads(line)["variant"] in keys]
+    found = {line: Variant(**json.loads(json.loads(line)["variant"])) for line in rows.read_text("utf-8").splitlines()}
+    lines = [line for line, variant in found.items() if variant.key in keys]
     (PUBLISHED / f"frontier_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return redraw(PUBLISHED, DOCUMENT)
 
