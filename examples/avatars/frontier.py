@@ -27,6 +27,7 @@ import torch
 from frontier_tables import (
     GRID,
     SCORES,
+    TARGETS,
     Rows,
     Scales,
     Variant,
@@ -125,6 +126,7 @@ def main(
     num_inference_steps: int = 10,
     device: str = "cpu",
     precision: str = "no",
+    targets: Sequence[float] = TARGETS,
 ) -> Rows:
     """Fill in the rows that are missing: validation people on the whole grid, test people with the chosen scales."""
     work.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,7 @@ def main(
                 rows.add(variants[name], scales, subject.name, scores)
 
     fill(Avatars(people, "validation"), dict.fromkeys(variants, grid))
-    chosen = chosen_scales(rows, variants, grid)
+    chosen = chosen_scales(rows, variants, grid, targets)
     fill(Avatars(test_people, "test"), {n: list(dict.fromkeys(filter(None, found))) for n, found in chosen.items()})
     return rows
 
@@ -154,13 +156,14 @@ if __name__ == "__main__":
     parser.add_argument("--num-inference-steps", type=int, default=10, help="steps, where a variant has no own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the pipeline")
     parser.add_argument("--precision", default="no", choices=("no", "bf16"), help="in which pictures are drawn")
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="identities to choose scales for")
     parser.add_argument("--publish", metavar="NAME", help="put rows, tables and plot into docs/study.md at this mark")
     words = vars(parser.parse_args())
     name = words.pop("publish")
     found = main(**words)
-    print(validation_table(found, words["variants"], words["grid"]))
-    print(confirmed_table(found, words["variants"], words["grid"]))
-    print(kinds_table(found, words["variants"], words["grid"]))
-    plot(found, words["variants"], words["grid"], words["work"] / "frontier.png")
+    shown = found, words["variants"], words["grid"]
+    for table in (validation_table, confirmed_table, kinds_table):
+        print(table(*shown, words["targets"]))
+    plot(*shown, words["work"] / "frontier.png", words["targets"])
     if name:
-        print(publish(words["work"], words["variants"], words["grid"], name))
+        print(publish(words["work"], *shown[1:], words["targets"], name))

@@ -101,15 +101,19 @@ def choose(points: np.ndarray, identity: float) -> int | None:
     return int(np.where(reached, points[:, 1], -1).argmax()) if reached.any() else None
 
 
-def chosen_scales(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales]) -> dict[str, list[Scales | None]]:
+def chosen_scales(
+    rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float] = TARGETS
+) -> dict[str, list[Scales | None]]:
     """For each variant the scales that validation people choose for the three identities."""
     people = rows.people(list(variants.values()), grid, "validation")
     means = {name: rows.points(variant, grid, people).mean(axis=0) for name, variant in variants.items()}
-    indices = {name: [choose(points, target) for target in TARGETS] for name, points in means.items()}
+    indices = {name: [choose(points, target) for target in targets] for name, points in means.items()}
     return {name: [None if i is None else grid[i] for i in found] for name, found in indices.items()}
 
 
-def validation_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales]) -> str:
+def validation_table(
+    rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float] = TARGETS
+) -> str:
     """Area and prompt at three identities with 95 % intervals over people, and the area's difference from the first."""
     people = rows.people(list(variants.values()), grid, "validation")
     draws = {
@@ -117,7 +121,10 @@ def validation_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Sc
     }  # [draws, scales, 2], of the same people in every draw
     areas = {name: np.array([area(points) for points in drawn]) for name, drawn in draws.items()}
     first = next(iter(variants))
-    lines = [["variant", "area", "difference", *(f"prompt at {target:.2f}" for target in TARGETS)], ["---"] * 6]
+    lines = [
+        ["variant", "area", "difference", *(f"prompt at {target:.2f}" for target in targets)],
+        ["---"] * (3 + len(targets)),
+    ]
     for name, variant in variants.items():
         points = rows.points(variant, grid, people).mean(axis=0)
         cells = [name, _cell(area(points), areas[name])]
@@ -125,7 +132,7 @@ def validation_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Sc
         cells.append(
             "" if name == first else _cell(area(points) - _area_of(rows, variants[first], grid, people), difference)
         )
-        for target in TARGETS:
+        for target in targets:
             values = np.array([prompt_at(drawn, target) for drawn in draws[name]])
             cells.append(_cell(float(prompt_at(points, target)), values))
         lines.append(cells)
@@ -143,13 +150,15 @@ def _cell(mean: float, values: np.ndarray) -> str:
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
-def confirmed_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales]) -> str:
+def confirmed_table(
+    rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float] = TARGETS
+) -> str:
     """What the chosen scales give on test people, and the paired difference of the prompt score from the first's."""
-    chosen = chosen_scales(rows, variants, grid)
+    chosen = chosen_scales(rows, variants, grid, targets)
     lines = [["variant", "for identity", "ω_1, ω_2", "people", "identity", "prompt", "difference"], ["---"] * 7]
     first = next(iter(variants))
     for name, variant in variants.items():
-        for target, scales, usual in zip(TARGETS, chosen[name], chosen[first], strict=True):
+        for target, scales, usual in zip(targets, chosen[name], chosen[first], strict=True):
             people = rows.people([variant], [scales], "test") if scales else []
             if not people:
                 continue
@@ -168,8 +177,11 @@ def confirmed_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Sca
     return markdown(lines)
 
 
-def kinds_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], identity: float = TARGETS[1]) -> str:
-    """The prompt score of each kind of prompt, on validation people, with the scales chosen for one identity."""
+def kinds_table(
+    rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float] = TARGETS
+) -> str:
+    """The prompt score of each kind of prompt, on validation people, with the scales chosen for the middle identity."""
+    identity = targets[len(targets) // 2]
     people, kinds = rows.people(list(variants.values()), grid, "validation"), list(dict.fromkeys(KINDS))
     lines = [["variant", "ω_1, ω_2", *kinds], ["---"] * (2 + len(kinds))]
     for name, variant in variants.items():
@@ -182,11 +194,20 @@ def kinds_table(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales]
     return markdown(lines)
 
 
-def plot(rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], path: Path) -> None:
+def plot(
+    rows: Rows,
+    variants: dict[str, Variant],
+    grid: Sequence[Scales],
+    path: Path,
+    targets: Sequence[float] = TARGETS,
+) -> None:
     """All pairs of scales as points, frontiers as lines; test people as crosses."""
     figure = Figure(figsize=(7, 5), layout="tight")
     axes = figure.subplots()
-    people, chosen = rows.people(list(variants.values()), grid, "validation"), chosen_scales(rows, variants, grid)
+    people, chosen = (
+        rows.people(list(variants.values()), grid, "validation"),
+        chosen_scales(rows, variants, grid, targets),
+    )
     for number, (name, variant) in enumerate(variants.items()):
         points, colour = rows.points(variant, grid, people).mean(axis=0), f"C{number}"
         front = frontier(points)
@@ -216,9 +237,11 @@ def read_scales(text: str) -> Scales:
 PUBLISHED, DOCUMENT = PROJECT / "docs" / "study", PROJECT / "docs" / "study.md"
 
 
-def publish(work: Path, variants: dict[str, Variant], grid: Sequence[Scales], name: str) -> Path:
+def publish(
+    work: Path, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float], name: str
+) -> Path:
     """The rows of a run, and what they are of, take their place in `docs/study`; then the page is redrawn."""
-    about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid}
+    about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid, "targets": targets}
     PUBLISHED.mkdir(exist_ok=True)
     (PUBLISHED / f"frontier_{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     keys, rows = {variant.key for variant in variants.values()}, work / "rows.jsonl"
@@ -236,17 +259,19 @@ def redraw(folder: Path, document: Path) -> Path:
         variants = {one: Variant(**given) for one, given in about["variants"].items()}
         grid, rows = [tuple(scales) for scales in about["grid"]], Rows(path.with_suffix(".jsonl"))
         picture = Path("images", f"{path.stem}.png")
-        plot(rows, variants, grid, document.parent / picture)
-        tables = [table(rows, variants, grid) for table in (validation_table, confirmed_table, kinds_table)]
-        titles = ["", "Test people, with the scales that validation people chose:", _kinds_title()]
+        targets = about["targets"]
+        plot(rows, variants, grid, document.parent / picture, targets)
+        tables = [table(rows, variants, grid, targets) for table in (validation_table, confirmed_table, kinds_table)]
+        titles = ["", "Test people, with the scales that validation people chose:", _kinds_title(targets)]
         parts = [f"{title}\n\n{table}".strip() for title, table in zip(titles, tables, strict=True)]
         texts[f"frontier {name}"] = "\n\n".join([f"![Identity against prompt]({picture.as_posix()})", *parts])
     fill_marks(document, texts)
     return document
 
 
-def _kinds_title() -> str:
-    return f"Validation people, the prompt score by what is asked, at the scales chosen for identity {TARGETS[1]:.2f}:"
+def _kinds_title(targets: Sequence[float]) -> str:
+    identity = targets[len(targets) // 2]
+    return f"Validation people, the prompt score by what is asked, at the scales chosen for identity {identity:.2f}:"
 
 
 if __name__ == "__main__":
