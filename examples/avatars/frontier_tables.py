@@ -244,9 +244,12 @@ def publish(
     about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid, "targets": targets}
     PUBLISHED.mkdir(exist_ok=True)
     (PUBLISHED / f"frontier_{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    keys, rows = {variant.key for variant in variants.values()}, work / "rows.jsonl"
-    found = {line: Variant(**json.loads(json.loads(line)["variant"])) for line in rows.read_text("utf-8").splitlines()}
-    lines = [line for line, variant in found.items() if variant.key in keys]
+    wanted = {(variant.key, tuple(scales)) for variant in variants.values() for scales in grid}
+    lines = []
+    for line in (work / "rows.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if (Variant(**json.loads(row["variant"])).key, tuple(row["scales"])) in wanted and line not in lines:
+            lines.append(line)
     (PUBLISHED / f"frontier_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return redraw(PUBLISHED, DOCUMENT)
 

@@ -38,6 +38,7 @@ VARIANTS = {
     "affine + background": {"pool_size": 32},
     "rate 1e-3": {"learning_rate": 1e-3},
 }
+RATE = {"learning_rate": 3e-4}  # where a variant has no own
 COMPARED_AT = 50  # steps of all variants
 DEFAULT = "lora, rank 4"
 FACTORS = (0.5, 1.5)  # of the curves, by which the guidance scales towards S* are multiplied; 1 is there anyway
@@ -121,7 +122,8 @@ class Study:
         folder = self.work / f"{number:03d}" / variant.replace(", ", "-").replace(" ", "_")
         if not (folder / f"{steps}").exists():
             asked = {setting.steps for setting in settings() if setting.variant == variant}
-            config = CustomizeConfig(**DEMO_CUSTOMIZE | VARIANTS[variant] | {"steps": max(asked), "seed": number})
+            given = DEMO_CUSTOMIZE | RATE | VARIANTS[variant] | {"steps": max(asked), "seed": number}
+            config = CustomizeConfig(**given)
             with customizing(self.pipe, self.person(number)[1], config) as run:
                 for record in run.learn():
                     if record.step in asked:

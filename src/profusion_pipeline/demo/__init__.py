@@ -22,8 +22,15 @@ DEMO_SETTINGS = {
 }
 
 # Settings for customising it: the words that its PromptNet was trained with, and the portrait as it is, because nobody
-# in its world is ever moved or turned (docs/customize.md).
-DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*", "pool_size": 1}
+# in its world is ever moved or turned (docs/customize.md). To this belong a `caption`, and recipe="best" when drawing.
+DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*", "pool_size": 1, "learning_rate": 1e-3}
+# What a portrait of `demo_portraits` shows beside the person, in their order: their captions.
+DEMO_CAPTIONS = (
+    "wearing black overalls, in a city, neutral",
+    "wearing an orange hoodie, on a pink background, smiling",
+    "wearing a black t-shirt, at the beach, smiling",
+    "wearing a purple collared sweater, on a blue background, surprised",
+)
 
 
 def load_demo_pipeline(
