@@ -8,7 +8,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from profusion_pipeline import CustomizeConfig, customizing, demo_portraits, load_demo_pipeline
-from profusion_pipeline.demo import DEMO_CAPTIONS, DEMO_CUSTOMIZE, DEMO_SETTINGS
+from profusion_pipeline.demo import DEMO_CAPTIONS, DEMO_CONCEPT_SETTINGS, DEMO_CUSTOMIZE, DEMO_SETTINGS
 from profusion_pipeline.method.reference_images import load_reference_image
 
 PROMPTS = (
@@ -48,7 +48,7 @@ def main(
 
     before = draw(image=photo, **DEMO_SETTINGS)
     pipe.load_concept(concept_folder)  # from here on S* needs no photo
-    after = draw(recipe="best")
+    after = draw(**DEMO_CONCEPT_SETTINGS)
     rows = [photo.resize(before[0].size), *before, photo.resize(before[0].size), *after]
     make_image_grid(rows, rows=2, cols=1 + len(prompts), resize=192).save(out)
     return losses

@@ -22,7 +22,7 @@ DEMO_SETTINGS = {
 }
 
 # Settings for customising it: the words that its PromptNet was trained with, and the portrait as it is, because nobody
-# in its world is ever moved or turned (docs/customize.md). To this belong a `caption`, and recipe="best" when drawing.
+# in its world is ever moved or turned (docs/customize.md). To this belongs a `caption`.
 DEMO_CUSTOMIZE = {"class_noun": "a person", "prompt": "a portrait of S*", "pool_size": 1, "learning_rate": 1e-3}
 # What a portrait of `demo_portraits` shows beside the person, in their order: their captions.
 DEMO_CAPTIONS = (
@@ -31,6 +31,9 @@ DEMO_CAPTIONS = (
     "wearing a black t-shirt, at the beach, smiling",
     "wearing a purple collared sweater, on a blue background, surprised",
 )
+# Settings for drawing with what was customised: "What S* carries" in docs/study.md. Less guidance towards S* than for a
+# photo alone, because it has grown stronger, and no fusion stage.
+DEMO_CONCEPT_SETTINGS = {"guidance_scale": 2.5, "class_guidance_scale": 5.0, "num_fusion_steps": 0}
 
 
 def load_demo_pipeline(
