@@ -429,7 +429,8 @@ def test_first_steps_of_customising(golden, learning):
     subject = SubjectEmbedding(pairs["reference_latents"], pairs["image_states"], torch.ones(len(pairs["noise"])))
     with learning_weights(learning, config) as weights:
         run = Customization(learning, config, None, weights, subject, "")
-        losses = [run.learn_from(**pairs) for _ in range(2)]
+        words = dict(input_ids=run.input_ids, positions=run.positions)
+        losses = [run.learn_from(**pairs, **words) for _ in range(2)]
         assert sum(name.startswith("unet.") for name in weights.weights) == facts["unet_trainable"]
     assert_close_relative(torch.tensor(losses[0]), torch.tensor(facts["unet_loss"]), "loss")
     assert_close_relative(torch.tensor(losses[1]), torch.tensor(recipe["loss"]), "loss after one step", tolerance=1e-3)

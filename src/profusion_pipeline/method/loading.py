@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import compare_versions
 
 from . import modeling_promptnet, quoting
@@ -59,6 +60,26 @@ class LoadingMixin:
                 "interrupted download goes on when it is loaded again with a connection to the Hub."
             )
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs):
+        """A pipeline around another's models, which may have no PromptNet.
+
+        Args:
+            pipeline: Of the same base, for example `StableDiffusionPipeline`.
+            **kwargs: As of `DiffusionPipeline.from_pipe`: components in place of its own, and settings.
+
+        Returns:
+            The pipeline; models are shared.
+
+        Example:
+            >>> from profusion_pipeline import load_demo_pipeline
+            >>> pipe = load_demo_pipeline()
+            >>> type(pipe).from_pipe(pipe).unet is pipe.unet
+            True
+        """
+        # diffusers takes PromptNet for a part that must be there, because `__init__` has no default for it.
+        return super().from_pipe(pipeline, **{"promptnet": getattr(pipeline, "promptnet", None)} | kwargs)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:

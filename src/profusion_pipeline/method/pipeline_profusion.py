@@ -150,7 +150,8 @@ class ProFusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        promptnet: modeling_promptnet.PromptNet | ModelMixin | None = None,  # the latter of another repository's code
+        # Without a default: else diffusers' own `from_pretrained` would not see one that the caller gives.
+        promptnet: modeling_promptnet.PromptNet | ModelMixin | None,  # the latter of another repository's code
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,

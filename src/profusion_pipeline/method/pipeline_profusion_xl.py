@@ -114,7 +114,8 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
         tokenizer_2: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        promptnet: modeling_promptnet.PromptNet | ModelMixin | None = None,  # the latter of another repository's code
+        # Without a default: else diffusers' own `from_pretrained` would not see one that the caller gives.
+        promptnet: modeling_promptnet.PromptNet | ModelMixin | None,  # the latter of another repository's code
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         placeholder: str = "S*",
