@@ -71,6 +71,8 @@ SHIPPED = {
     "recipes": set(),
     "text_alignment": {"torch", "transformers"},
     "guidance_rows": {"torch"},
+    "guidance_scales": set(),
+    "call_texts": {"torch"},
     "shared_models": set(),
     "noise_levels": {"torch", "diffusers"},
     "fusion_sampling": {"torch"},
@@ -181,6 +183,23 @@ def test_every_file_of_the_method_is_shipped():
 @pytest.mark.parametrize("path", [path for path in FILES if not path.name.startswith("__")], ids=module_name)
 def test_every_file_has_its_tests(path):
     assert (TESTS / path.relative_to(PACKAGE).with_name(f"test_{path.name}")).is_file()
+
+
+def test_the_call_can_be_read_in_one_go():
+    """Its body has at most 130 lines, and no numbered step more than 30."""
+    path = PACKAGE / "method" / "pipeline_profusion.py"
+    functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_function(node)]
+    (call,) = (node for node in functions if node.name == "__call__")
+    first, last = call.body[1].lineno - 1, call.end_lineno  # from the first step's title on
+    lines = path.read_text(encoding="utf-8").splitlines()[first - 1 : last]
+    titles = [number for number, line in enumerate(lines) if re.match(r" {8}# \d+\. ", line)]
+    lengths = [end - begin for begin, end in zip(titles, [*titles[1:], len(lines)], strict=True)]
+    assert titles[0] == 0 and len(titles) == 9
+    assert len(lines) <= 130 and max(lengths) <= 30, (len(lines), lengths)
+
+
+def is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef)
 
 
 def files_named_in_prose(text: str) -> set[str]:

@@ -3,7 +3,8 @@
 import torch
 
 from profusion_pipeline.method.concept_loader import CallConcepts
-from profusion_pipeline.method.guidance_rows import Guidance, ReferenceRows
+from profusion_pipeline.method.guidance_rows import ReferenceRows
+from profusion_pipeline.method.guidance_scales import Guidance
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.prediction import CallState, SharedSubject, plan_rows, predict
 from profusion_pipeline.method.subject_embedding import SubjectEmbedding

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calls import PROMPT, count_work, latents_of, picture, seeded
-from profusion_pipeline.method.guidance_rows import Guidance
+from profusion_pipeline.method.guidance_scales import Guidance
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.recipes import RECIPES, with_recipe
 

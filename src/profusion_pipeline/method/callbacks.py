@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from . import prediction
+from . import checks, prediction
 
 # That a callback may change.
 SCALES = ("guidance_scale", "class_guidance_scale", "fusion_guidance_scale", "guidance_rescale")
@@ -24,6 +24,13 @@ class CallbackMixin:
         ...     pipe._interrupt = index + 1 >= pipe.num_timesteps // 2
         >>> images = pipe("a portrait of S*", image=demo_portraits()[0], callback_on_step_end=only_half_way).images
     """
+
+    def _tensor_inputs(self, callback: Callable | None, names: Sequence[str]) -> Sequence[str]:
+        """Which tensors a callback is shown: those of its own `tensor_inputs`, else the call's."""
+        checks.check_callback(callback)
+        names = getattr(callback, "tensor_inputs", names)
+        checks.check_choices("callback_on_step_end_tensor_inputs", names, self._callback_tensor_inputs)
+        return names
 
     def _show_to_callbacks(self, state: prediction.CallState, num_timesteps: int) -> None:
         for name in SCALES:

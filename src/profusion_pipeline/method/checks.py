@@ -64,6 +64,11 @@ def check_count(name: str, value: Any, *, at_least: float, at_most: float = math
     return operator.index(value)
 
 
+def check_counts(**counts: Any) -> list[int]:
+    """Settings that must be whole numbers, of 1 to `MOST`, by their names; in their order."""
+    return [check_count(name, value, at_least=1, at_most=MOST) for name, value in counts.items()]
+
+
 def _of(at_least: float, at_most: float) -> str:
     """A range, as an error says it after the word "number"."""
     if at_most == math.inf:

@@ -38,13 +38,14 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 from . import (
     adapters,
     call_inputs,
+    call_texts,
     callbacks,
     checks,
     concept_loader,
-    encoding,
     framing,
     fusion_sampling,
     guidance_rows,
+    guidance_scales,
     learnt_adapters,
     learnt_subject,
     loading,
@@ -62,7 +63,6 @@ from . import (
 )
 
 logger = logging.get_logger(__name__)
-NULL_POOLED, CLASS_POOLED = "negative_pooled_prompt_embeds", "pooled_prompt_embeds"  # that another base model reads
 
 
 def check_finite(tensor: torch.Tensor, what: str) -> None:
@@ -94,7 +94,7 @@ def _not_finite(dtype: torch.dtype, what: str) -> RuntimeError:
 class ProFusionPipeline(
     concept_loader.ConceptLoaderMixin,
     learnt_adapters.LearntAdaptersMixin,
-    encoding.EncodingMixin,
+    call_texts.CallTextsMixin,
     callbacks.CallbackMixin,
     loading.LoadingMixin,
     repository.RepositoryMixin,
@@ -367,7 +367,7 @@ class ProFusionPipeline(
             2
         """
         # 1. Check
-        guidance = guidance_rows.Guidance(
+        guidance = guidance_scales.Guidance(
             guidance_scale=guidance_scale,
             class_guidance_scale=class_guidance_scale,
             num_fusion_steps=num_fusion_steps,
@@ -384,11 +384,9 @@ class ProFusionPipeline(
         )
         prompts = call_inputs.list_prompts(prompt)
         self._check_base_inputs(base_inputs, len(prompts))
-        counts = {"num_inference_steps": num_inference_steps, "num_images_per_prompt": num_images_per_prompt}
-        num_inference_steps, num_images_per_prompt = (
-            checks.check_count(name, value, at_least=1, at_most=checks.MOST) for name, value in counts.items()
+        num_inference_steps, num_images_per_prompt = checks.check_counts(
+            num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt
         )
-        long_prompts = checks.check_flag("long_prompts", long_prompts)
         num_pictures = len(prompts) * num_images_per_prompt
         eta = checks.check_number("eta", eta, at_most=1)
         strength = checks.check_strength(strength, num_inference_steps)
@@ -396,13 +394,11 @@ class ProFusionPipeline(
         checks.check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         tensor_checks.check_generator(generator, num_pictures)
         call_inputs.check_components_fit(self.components)
-        checks.check_callback(callback_on_step_end)
-        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
-        checks.check_choices("callback_on_step_end_tensor_inputs", tensor_inputs, self._callback_tensor_inputs)
-        starts_from_image = strength < 1 and latents is None
-        may_change = callback_on_step_end is not None  # then what has no weight at first may get one
+        tensor_inputs = self._tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         # 2. Who S* is
+        starts_from_image = strength < 1 and latents is None
+        may_change = callback_on_step_end is not None  # then what has no weight at first may get one
         checks.check_not_both("image", image, "subject", subject)
         names, base_guidance = self._choose_concepts(concept, subject, len(prompts), image is not None, base_guidance)
         subject, class_noun = self._subjects_of(names, subject, class_noun)
@@ -425,25 +421,19 @@ class ProFusionPipeline(
         tensor_checks.check_tensor("latents", latents, shape, self.text_encoder.dtype)
 
         # 4. Which words
-        checks.check_not_both("class_prompt", class_prompt, "prompt_embeds", prompt_embeds)
-        checks.check_not_both("negative_prompt", negative_prompt, "negative_prompt_embeds", negative_prompt_embeds)
-        placeholder = self.config.placeholder
-        prompts = [text.replace(self.config.placeholder_alias or placeholder, placeholder) for text in prompts]
-        null_texts = class_texts = None
-        if negative_prompt_embeds is None and not (negative_prompt is None and self._null_is_zero):
-            null_texts = negative_prompt or ""
-            null_texts = call_inputs.list_texts("negative_prompt", null_texts, len(prompts), without=placeholder)
-        checks.check_not_both('fusion_text="mixed"', guidance.mixes_text or None, "prompt_embeds", prompt_embeds)
-        reads_class = guidance.reads_class or (may_change and (class_noun is not None or class_prompt is not None))
-        if prompt_embeds is None and reads_class:
-            class_texts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
-        given = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        learnt = self._learnt_prompts(prompts, subjects, long_prompts) if guidance.uses_subject or may_change else []
-        texts = [*(null_texts or ()), *(class_texts or ()), *(one.text for one in learnt)] if long_prompts else None
-        prompts = learnt_subject.without_learnt(prompts, subjects, placeholder)
-        num_words = 1 if self.promptnet is None else self.promptnet.num_subject_tokens(*grid)
-        align_with = class_texts if guidance.mixes_text else None
-        tokens = self._tokenize(prompts, texts, num_words, given, align_with)
+        texts = self._choose_texts(
+            prompts,
+            subjects,
+            guidance,
+            grid,
+            class_noun=class_noun,
+            class_prompt=class_prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            long_prompts=checks.check_flag("long_prompts", long_prompts),
+            may_change=may_change,
+        )
 
         # 5. Which timesteps, which of them have a fusion stage, and which of them guide
         device = self._execution_device
@@ -453,20 +443,9 @@ class ProFusionPipeline(
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
         if images and (guidance.uses_subject or starts_from_image or may_change):
             subjects = self._encode_images(images, height, width)
-        guides = [] if concepts.base_guidance else concepts.learnt[::num_images_per_prompt]
-        with self._text_adapters(concepts, guides, tokens.num_pieces, lora_scale):
-            null, class_text = (
-                self._text_of_pictures(texts, output, tokens.num_pieces, lora_scale, num_images_per_prompt)
-                for texts, output in (
-                    (null_texts, text_encoders.TextOutput(negative_prompt_embeds, base_inputs.get(NULL_POOLED))),
-                    (class_texts, text_encoders.TextOutput(prompt_embeds, base_inputs.get(CLASS_POOLED))),
-                )
-            )  # [B, T, D]
-        null = null or self._zero_text(num_pictures, tokens.num_pieces)
-        with self._text_adapters(concepts, [one.subject for one in learnt], tokens.num_pieces, lora_scale):
-            words = self._word_rows(learnt, tokens.num_pieces, lora_scale, num_images_per_prompt, align_with)
-        with self._text_adapters(concepts, [], tokens.num_pieces, lora_scale):
-            references = self._reference_rows(subjects, tokens, num_images_per_prompt, lora_scale, like=null.states)
+        null, class_text, words, references = self._encode_call_texts(
+            texts, subjects, concepts, num_images_per_prompt, lora_scale, base_inputs
+        )
         models = self._models_of(concepts)
         state = prediction.CallState(
             guidance=guidance,
@@ -508,7 +487,6 @@ class ProFusionPipeline(
             if callback_on_step_end is not None:
                 latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
                 fusion, refinement, unguided = self._plan_rows(state)
-
         _check_steps(finite, timesteps, latents.dtype)
 
         # 9. Decode
@@ -588,7 +566,7 @@ class ProFusionPipeline(
             self.scheduler.set_begin_index(begin)
         return self.scheduler.timesteps[begin:], begin
 
-    def _plan_fusion(self, guidance: guidance_rows.Guidance, begin: int) -> list[tuple | None]:
+    def _plan_fusion(self, guidance: guidance_scales.Guidance, begin: int) -> list[tuple | None]:
         """For each step with a fusion stage its noise level and k, the share of the noise that stays; else None."""
         fused = guidance.fused_steps(len(self.scheduler.timesteps) - begin)
         if not any(fused):

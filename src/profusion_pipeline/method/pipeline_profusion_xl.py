@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from . import (
+    call_texts,
     learnt_adapters,
     modeling_promptnet,
     pipeline_profusion,
@@ -101,8 +102,8 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
     _own_settings = (*pipeline_profusion.ProFusionPipeline._own_settings, "force_zeros_for_empty_prompt")
     _callback_tensor_inputs = [
         *pipeline_profusion.ProFusionPipeline._callback_tensor_inputs,
-        pipeline_profusion.CLASS_POOLED,
-        pipeline_profusion.NULL_POOLED,
+        call_texts.CLASS_POOLED,
+        call_texts.NULL_POOLED,
     ]
 
     def __init__(
@@ -254,8 +255,8 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
         )
         sizes = {name: xl_conditions.check_pair(name, pair) for name, pair in sizes.items()}
         pooled = {
-            pipeline_profusion.CLASS_POOLED: pooled_prompt_embeds,
-            pipeline_profusion.NULL_POOLED: negative_pooled_prompt_embeds,
+            call_texts.CLASS_POOLED: pooled_prompt_embeds,
+            call_texts.NULL_POOLED: negative_pooled_prompt_embeds,
         }
         for name, tensor in pooled.items():
             beside = name.replace("pooled_", "")
@@ -300,12 +301,12 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
     def _check_base_inputs(self, base_inputs: dict[str, Any], num_prompts: int) -> None:
         ours = {"original_size", "crops_coords_top_left", "target_size"}
         ours |= {f"negative_{name}" for name in ours} | {
-            pipeline_profusion.CLASS_POOLED,
-            pipeline_profusion.NULL_POOLED,
+            call_texts.CLASS_POOLED,
+            call_texts.NULL_POOLED,
         }
         super()._check_base_inputs({name: one for name, one in base_inputs.items() if name not in ours}, num_prompts)
         projection = self.text_encoder_2.config.projection_dim
-        for name in (pipeline_profusion.CLASS_POOLED, pipeline_profusion.NULL_POOLED):
+        for name in (call_texts.CLASS_POOLED, call_texts.NULL_POOLED):
             tensor_checks.check_tensor(name, base_inputs[name], (num_prompts, projection), self.text_encoder.dtype)
         xl_conditions.check_unet(self.unet, projection)
 

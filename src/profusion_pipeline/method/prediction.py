@@ -13,6 +13,7 @@ from . import (
     concept_loader,
     fusion_sampling,
     guidance_rows,
+    guidance_scales,
     prompt_pieces,
     subject_prompt,
     text_alignment,
@@ -42,7 +43,7 @@ class CallState:
         >>> replace(state, guidance=replace(state.guidance, guidance_scale=3.0))  # doctest: +SKIP
     """
 
-    guidance: guidance_rows.Guidance
+    guidance: guidance_scales.Guidance
     null_states: torch.Tensor
     class_states: torch.Tensor | None
     references: guidance_rows.ReferenceRows
@@ -71,7 +72,7 @@ class SharedSubject:
         >>> shared.begin_step(0)  # doctest: +SKIP
     """
 
-    def __init__(self, guidance: guidance_rows.Guidance):
+    def __init__(self, guidance: guidance_scales.Guidance):
         self._guidance = guidance
         self._made: tuple[text_encoders.TextOutput, int] | None = None
 

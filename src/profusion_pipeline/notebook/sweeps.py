@@ -16,7 +16,7 @@ from ..customization.subject_pool import Photo
 from ..evaluation.systems.baselines import get_system
 from ..evaluation.systems.system import Sampling
 from ..method.checks import check_count
-from ..method.guidance_rows import Guidance
+from ..method.guidance_scales import Guidance
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.quoting import quote
 from ..method.subject_embedding import SubjectEmbedding

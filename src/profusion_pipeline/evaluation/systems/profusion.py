@@ -12,7 +12,7 @@ from ...customization.config import CustomizeConfig
 from ...customization.customize import customize
 from ...method.adapters import base_hash
 from ...method.concept_file import SUBJECT, Concept
-from ...method.guidance_rows import Guidance
+from ...method.guidance_scales import Guidance
 from ...method.modeling_promptnet import PromptNet
 from ...method.pipeline_profusion import ProFusionPipeline
 from .system import Draw, DrawTogether, Learnt, Sampling, System, find_weights
