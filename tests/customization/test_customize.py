@@ -231,7 +231,7 @@ def test_each_photo_is_learnt_under_its_caption(pipe):
         for row, picture in zip(words, target.tolist(), strict=True):
             assert torch.equal(row, run.input_ids[picture // QUICK.pool_size])
         next(run.learn())
-        assert run.concept().settings["caption"] == captions
+        assert run.concept().settings["caption"] == list(captions)
     with customizing(pipe, photos(), replace(QUICK, caption="in a hat")) as run:
         assert len(run.draw_pairs(numbers)["input_ids"].unique(dim=0)) == 1
 
@@ -259,7 +259,7 @@ def test_a_captioner_is_asked_for_each_photo(pipe, monkeypatch):
     monkeypatch.setattr("profusion_pipeline.customization.customize.describe_photo", describe)
     concept = pipe.customize(photos()[1:], QUICK, caption="auto", captioner="me/captioner")
     assert seen == [((20, 20), "me/captioner", True), ((24, 24), "me/captioner", True)]
-    assert concept.settings["caption"] == ("at 1 o'clock", "at 2 o'clock")
+    assert concept.settings["caption"] == ["at 1 o'clock", "at 2 o'clock"]
 
 
 REFUSAL = "open the pipeline with `profusion_pipeline.ProFusionPipeline.from_pretrained`"

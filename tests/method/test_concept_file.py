@@ -246,6 +246,14 @@ def test_sources_that_hold_no_concept(tmp_path):
         (dict(image_states=torch.zeros(1, 0, 24)), r"`image_states` must have the shape \[R, N, V\]"),
         (dict(settings={}), "`mode` must be 'lora' or 'full', got None"),
         (dict(settings={"mode": "dora"}), "`mode` must be 'lora' or 'full', got 'dora'"),
+        (
+            dict(settings={"mode": "lora", "rank": {"a": 1}}),
+            "`settings` must hold texts and numbers, got .* for 'rank'",
+        ),
+        (
+            dict(settings={"mode": "lora", "rate": float("nan")}),
+            "`settings` must hold finite numbers, got nan for 'rate'",
+        ),
         (dict(settings=[1]), r"`settings` must be of dict, got \[1\]"),
         (dict(steps=True), "`steps` must be of int, got True"),
         (dict(class_noun=3), "`class_noun` must be of str, got 3"),

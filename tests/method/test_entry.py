@@ -35,7 +35,12 @@ def cache(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "HF_MODULES_CACHE", str(folder))
     monkeypatch.setattr(entry, "HF_MODULES_CACHE", str(folder))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    forget_remote_code()  # of other tests' pipelines
     yield folder
+    forget_remote_code()
+
+
+def forget_remote_code() -> None:
     for name in [name for name in sys.modules if re.match(r"diffusers_modules\b|profusion_[0-9a-f]{16}\b", name)]:
         del sys.modules[name]
 

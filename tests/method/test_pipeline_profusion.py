@@ -646,7 +646,7 @@ def test_subject_of_another_pipeline_or_size(pipe):
     broken = SimpleNamespace(**vars(subject) | {"image_states": nan_like(subject.image_states)})  # as a concept may be
     with pytest.raises(ValueError, match=r"`subject\[1\].image_states` must hold finite numbers, got 120 that aren't"):
         latents_of(pipe, ["S*", "S*"], subject=[subject, broken])
-    with pytest.raises(TypeError, match=r"`subject\[1\]` must be a SubjectEmbedding or a LearntSubject, got str"):
+    with pytest.raises(ValueError, match=r"`subject` must be the name of a loaded concept \(none\), got 'ada'"):
         latents_of(pipe, ["S*", "S*"], subject=[subject, "ada"])
 
 

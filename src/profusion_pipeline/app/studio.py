@@ -32,8 +32,20 @@ AXES = ("guidance_scale", "class_guidance_scale", "num_fusion_steps", "fusion_gu
 CONCEPT = "concept"  # its name while a visitor's call runs
 
 
-class Stopped(Exception):
-    """The visitor has stopped the work."""
+class Stopped(RuntimeError):
+    """The visitor has stopped the work.
+
+    Args:
+        sentence: What the visitor reads.
+
+    Example:
+        >>> raise Stopped("Stopped before anything was learnt.")
+        Traceback (most recent call last):
+        profusion_pipeline.app.studio.Stopped: Stopped before anything was learnt.
+    """
+
+    def __init__(self, sentence: str):
+        super().__init__(sentence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +167,8 @@ class Studio:
         >>> studio = Studio(load_demo_pipeline(), model="demo")
         >>> quick = Settings(num_inference_steps=2, seed=1)
         >>> *steps, drawn = studio.draw(Who(photos=demo_portraits()[:1]), "a portrait of S*", quick, Event())
-        >>> len(steps), drawn.settings[0][:16]
-        (2, 'seed 1, guidance')
+        >>> len(steps), drawn.settings[0][:6]
+        (2, 'seed 1')
     """
 
     def __init__(self, pipe: ProFusionPipeline, *, model: str = LOCAL, limits: Limits | None = None):

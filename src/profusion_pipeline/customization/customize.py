@@ -309,7 +309,7 @@ def _gradient_checkpointing(wanted: bool, *models: torch.nn.Module) -> Iterator[
 
 
 def _check_pipeline(pipe: Any) -> None:
-    if len(pipe.TEXT_PARTS) > 1:
+    if getattr(pipe, "text_encoder_2", None) is not None:
         raise ValueError(f"Customising needs a pipeline with one text encoder, a {type(pipe).__name__} has two.")
     for name in ("promptnet", "image_encoder", "feature_extractor"):
         if getattr(pipe, name, None) is None:

@@ -63,6 +63,19 @@ that person's consent only.
 )
 
 
+def _plain(name: str, value: Any) -> Any:
+    """A setting: a text, a number, yes or no, or a list of these."""
+    if isinstance(value, tuple | list):
+        return [_plain(name, one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`settings` must hold finite numbers, got {quoting.quote(value)} for {quoting.quote(name)}.")
+    if value is not None and not isinstance(value, str | int | float):
+        raise TypeError(
+            f"`settings` must hold texts and numbers, got {quoting.quote(value)} for {quoting.quote(name)}."
+        )
+    return value
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Concept:
     """What customising a pipeline to one subject gives: it can be saved, shared, and loaded beside others.
@@ -125,6 +138,8 @@ class Concept:
                     f"{quoting.quote(self.thumbnail)}."
                 )
         checks.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
+        plain = {name: _plain(name, value) for name, value in self.settings.items()}
+        object.__setattr__(self, "settings", plain)  # as they come back from a file
         if not isinstance(self.changes, dict):
             raise TypeError(f"`changes` must be a dictionary, got {type(self.changes).__name__}.")
         for name, tensor in self.changes.items():

@@ -73,9 +73,9 @@ def check_finite(tensor: torch.Tensor, what: str) -> None:
 
 def _check_steps(finite: list[torch.Tensor], timesteps: torch.Tensor, dtype: torch.dtype) -> None:
     """Names the first step whose latents were not finite."""
-    good = torch.stack(finite).tolist() if finite else []  # waits for the device, once
-    if not all(good):
-        i = good.index(False)
+    good = torch.stack(finite) if finite else torch.ones(1)
+    if not good.all():  # waits for the device, once
+        i = good.tolist().index(False)
         what = f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(timesteps[i]):g})"
         raise _not_finite(dtype, what)
 

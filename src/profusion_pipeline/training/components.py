@@ -88,7 +88,7 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
     vision = dict(repository=config.image_encoder) if config.image_encoder else {}
     with torch.random.fork_rng(devices=[]):  # some versions of the libraries draw first weights before they load others
         unet = _load(config, UNet2DConditionModel, "unet")
-        if unet.config.addition_embed_type is not None:
+        if unet.config.addition_embed_type == "text_time":
             raise ValueError(
                 f"`model` must be a Stable Diffusion 1.x or 2.x, {config.model!r} is another: a PromptNet can't be "
                 "trained for Stable Diffusion XL yet."
