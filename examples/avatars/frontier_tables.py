@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from score import PROJECT
 
+from profusion_pipeline.common.files import write_whole
 from profusion_pipeline.evaluation.metrics import bootstrap_interval, bootstrap_means, paired_difference
 from profusion_pipeline.evaluation.report import fill_marks, markdown
 
@@ -243,14 +244,14 @@ def publish(
     """The rows of a run, and what they are of, take their place in `docs/study`; then the page is redrawn."""
     about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid, "targets": targets}
     PUBLISHED.mkdir(exist_ok=True)
-    (PUBLISHED / f"frontier_{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_whole(PUBLISHED / f"frontier_{name}.json", json.dumps(about, indent=1) + "\n")
     wanted = {(variant.key, tuple(scales)) for variant in variants.values() for scales in grid}
     lines = []
     for line in (work / "rows.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if (Variant(**json.loads(row["variant"])).key, tuple(row["scales"])) in wanted and line not in lines:
             lines.append(line)
-    (PUBLISHED / f"frontier_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(PUBLISHED / f"frontier_{name}.jsonl", "\n".join(lines) + "\n")
     return redraw(PUBLISHED, DOCUMENT)
 
 

@@ -8,7 +8,6 @@ less from other programs on the same cores than one process of two threads does.
 
 import json
 import math
-import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+
+from profusion_pipeline.common.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def fit(objective: nn.Module, schedule: Schedule, folder: Path, *, precision: st
             "optimizer": optimizer.state_dict(),
             "ema": ema.state_dict(),
         }
-        torch.save(state, folder / "checkpoint.tmp")
-        os.replace(folder / "checkpoint.tmp", checkpoint)
+        with whole_file(checkpoint) as path:
+            torch.save(state, path)
 
     began, losses = time.monotonic(), []
     bar = tqdm(

@@ -10,6 +10,8 @@ import torch
 from loop import processes
 from world import Portrait, Renderer, sample_portrait
 
+from profusion_pipeline.common.files import whole_file
+
 # Portraits of a split are those of the seeds FIRST_SEED[split], FIRST_SEED[split] + 1, ...
 FIRST_SEED = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
 
@@ -40,9 +42,8 @@ def stored(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     with processes().main_process_first():
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npy")
-            np.save(temporary, make())
-            temporary.replace(path)
+            with whole_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, make())
     return np.load(path, mmap_mode="r")
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from world import Portrait, Renderer, caption, sample_portrait
 
 from profusion_pipeline import TrainingConfig
+from profusion_pipeline.common.files import whole_folder
 from profusion_pipeline.training.trainer import train_promptnet
 
 OTHERS = 5_000_000  # the seeds of passport photos begin here
@@ -36,13 +37,12 @@ PLAIN_TEXTS = 0.3  # share of passport photos that have no other text
 
 def write_pictures(folder: Path, images: Iterable[np.ndarray], rows: Sequence[dict] = ()) -> None:
     """An image folder as `profusion train` reads it, with its metadata; it appears whole or not at all."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(tqdm(images, desc="writing pictures")):
-        Image.fromarray(image).save(temporary / f"{index:06d}.png", compress_level=1)
-    if rows:
-        (temporary / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as new:
+        for index, image in enumerate(tqdm(images, desc="writing pictures")):
+            Image.fromarray(image).save(new / f"{index:06d}.png", compress_level=1)
+        if rows:
+            (new / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def passport_photo(person: Portrait, seed: int) -> Portrait:
