@@ -162,6 +162,13 @@ def test_a_base_without_promptnet(components):
             pass
 
 
+def test_a_pipeline_that_was_made_under_inference_mode():
+    with torch.inference_mode():
+        pipe = tiny_pipeline()
+    with pytest.raises(ValueError, match="UNet2DConditionModel was loaded under `torch.inference_mode\\(\\)`"):
+        pipe.customize(photo(), QUICK)
+
+
 def test_a_pipeline_without_image_encoder():
     with pytest.raises(ValueError, match="needs a pipeline with `image_encoder`, this ProFusionPipeline has none"):
         tiny_pipeline(image_encoder=None).customize(photo())

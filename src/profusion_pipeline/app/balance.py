@@ -17,8 +17,8 @@ class Balance(NamedTuple):
     class_guidance_scale: float
 
 
-# From more of the prompt to more of the person, as customised avatars have it without a fusion stage (docs/study.md); the
-# two ends go beyond what was measured there.
+# From more of the prompt to more of the person, as customised avatars have it without a fusion stage (docs/study.md);
+# the two ends go beyond what was measured there.
 FRONTIER = (Balance(1.25, 5.0), Balance(1.9, 5.0), Balance(2.5, 5.0), Balance(3.75, 5.0), Balance(3.75, 2.5))
 
 

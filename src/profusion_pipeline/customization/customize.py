@@ -314,6 +314,12 @@ def _check_pipeline(pipe: Any) -> None:
     for name in ("promptnet", "image_encoder", "feature_extractor"):
         if getattr(pipe, name, None) is None:
             raise ValueError(f"Customising needs a pipeline with `{name}`, this {type(pipe).__name__} has none.")
+    for model in (pipe.unet, pipe.promptnet, pipe.text_encoder):
+        if any(weight.is_inference() for weight in model.parameters()):
+            raise ValueError(
+                f"Customising needs weights that gradients can go through, {type(model).__name__} was loaded under "
+                "`torch.inference_mode()`: load the pipeline outside of it."
+            )
     for model in (pipe.unet, pipe.promptnet):
         if any(getattr(layer, "fused_projections", False) for layer in model.modules()):
             raise ValueError(
