@@ -37,6 +37,12 @@ def test_the_card_says_what_it_must(tmp_path):
         ast.parse(code)
 
 
+def test_a_card_of_stable_diffusion_xl_names_its_class_and_its_tokenizers():
+    card = model_card("me/mine", components={"promptnet": object(), "text_encoder_2": object()}, placeholder="S*")
+    assert 'ProFusionXLPipeline.from_pretrained("me/mine")' in card and "ProFusionPipeline" not in card
+    assert "Stable Diffusion XL" in card and '"tokenizer", "tokenizer_2")' in card and "Diffusion 2" not in card
+
+
 def test_a_card_without_facts_says_so():
     card = model_card("me/mine", components={"safety_checker": None}, placeholder="<me>")
     assert "license:" not in card and "base_model:" not in card

@@ -91,7 +91,8 @@ def model_card(
     rows = [
         f"| `{part}` | {type(one).__name__} | {_millions(one)} |" for part, one in components.items() if one is not None
     ]
-    takes_photos = components.get("promptnet", ...) is not None
+    takes_photos, is_xl = components.get("promptnet", ...) is not None, components.get("text_encoder_2") is not None
+    pipeline = "ProFusionXLPipeline" if is_xl else "ProFusionPipeline"
     base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"not recorded {UNKNOWN}"
     terms = f"`{license}`" if license else f"not stated {UNKNOWN}; the base model's terms apply in any case"
     quoted, prompt = (json.dumps(text, ensure_ascii=False) for text in (name, f"{placeholder} as an astronaut"))
@@ -110,9 +111,9 @@ def model_card(
             f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
             *_first_picture(prompt, takes_photos),
             "With the package `profusion_pipeline` installed, which runs its own code only:\n",
-            "```python\nfrom profusion_pipeline import ProFusionPipeline\n",
-            f"pipe = ProFusionPipeline.from_pretrained({quoted})\n```\n",
-            *(_with_other_parts(quoted) if takes_photos else ()),
+            f"```python\nfrom profusion_pipeline import {pipeline}\n",
+            f"pipe = {pipeline}.from_pretrained({quoted})\n```\n",
+            *(_with_other_parts(quoted, is_xl) if takes_photos else ()),
             "## Limits\n",
             "The likeness is not perfect and differs from person to person; it was learnt from the pictures that",
             f"{'PromptNet was' if takes_photos else 'word or LoRA were'} trained on and fails on what they did not",
@@ -150,15 +151,16 @@ def _first_picture(prompt: str, takes_photos: bool) -> list[str]:
     ]
 
 
-def _with_other_parts(quoted: str) -> list[str]:
+def _with_other_parts(quoted: str, is_xl: bool) -> list[str]:
+    kind, tokenizers = ("XL", ', "tokenizer_2"') if is_xl else ("2", "")
     return [
-        "With the parts of another Stable Diffusion 2 that has the same text encoder and latents:\n",
+        f"With the parts of another Stable Diffusion {kind} that has the same text encoder and latents:\n",
         "```python\nfrom diffusers import DiffusionPipeline\n",
         f"pipe = DiffusionPipeline.from_pretrained({quoted}, trust_remote_code=True)",
         "parts = {part: pipe.components[part] for part in "
-        '("promptnet", "image_encoder", "feature_extractor", "tokenizer")}',
+        f'("promptnet", "image_encoder", "feature_extractor", "tokenizer"{tokenizers})}}',
         "other = DiffusionPipeline.from_pretrained(",
-        f'    "another/stable-diffusion-2", custom_pipeline={quoted}, trust_remote_code=True, **parts',
+        f'    "another/stable-diffusion-{kind.lower()}", custom_pipeline={quoted}, trust_remote_code=True, **parts',
         ")\n```\n",
     ]
 
