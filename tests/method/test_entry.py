@@ -30,11 +30,12 @@ def write_version(folder: Path, old: str = "", new: str = "") -> Path:
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A place of its own for the code that diffusers copies."""
-    folder = tmp_path / "modules"
+    folder, usual = tmp_path / "modules", dynamic_modules_utils.HF_MODULES_CACHE
     for module in (dynamic_modules_utils, dynamic_modules_utils.importlib.import_module("diffusers.utils")):
         monkeypatch.setattr(module, "HF_MODULES_CACHE", str(folder))
     monkeypatch.setattr(entry, "HF_MODULES_CACHE", str(folder))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    # Another test of this process may have put the usual place there, with the same code in it.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(usual)])
     forget_remote_code()  # of other tests' pipelines
     yield folder
     forget_remote_code()
