@@ -1,7 +1,15 @@
+import os
+
 import pytest
 import torch
 
 from tiny import make_components
+
+# A processor without AVX-512, played on one with AMX: torch 2.13 asks oneDNN, not its own ATEN_CPU_CAPABILITY, whether
+# attention in half precision may pack its matrices for AVX-512, and then fails with "pack_vnni2 is only supported when
+# avx512 is supported". oneDNN reads this at its first use.
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
 @pytest.fixture
