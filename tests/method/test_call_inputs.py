@@ -1,6 +1,7 @@
 """What a call meets is in the tests of the pipeline; here is what the helpers give back, and errors of their own."""
 
 import pytest
+import torch
 
 from profusion_pipeline.method import call_inputs as inputs
 
@@ -34,3 +35,10 @@ def test_class_prompts():
     prompts = ["S* on the beach", "a photo of S*"]
     assert inputs.list_class_prompts(prompts, "S*", ["dog", "man"], None) == ["dog on the beach", "a photo of man"]
     assert inputs.list_class_prompts(prompts, "S*", "dog", "a cat") == ["a cat", "a cat"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_a_compiled_promptnet_gives_the_sizes_that_it_gave(components):
+    """What `torch.compile` returns has no truth value; nothing is compiled before its first call."""
+    compiled = components | {"promptnet": torch.compile(components["promptnet"])}
+    assert inputs.choose_size(None, None, [], compiled) == inputs.choose_size(None, None, [], components)

@@ -277,8 +277,9 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
     sides = subjects[0].latents.shape[-2:] if subjects else [trained] * 2 if isinstance(trained, int) else trained
     height = checks.check_count("height", scale * sides[0] if height is None else height, at_least=1)
     width = checks.check_count("width", scale * sides[1] if width is None else width, at_least=1)
-    unit = scale * (promptnet.grid_stride if promptnet else 1)
-    smallest = unit * (promptnet.config.region_kernel_size if promptnet else 1)
+    # A compiled model has no truth value, so None is asked for by name.
+    unit = scale * (1 if promptnet is None else promptnet.grid_stride)
+    smallest = unit * (1 if promptnet is None else promptnet.config.region_kernel_size)
     if height * width > MAX_PIXELS:
         raise ValueError(
             f"`height` x `width` must be at most {MAX_PIXELS} pixels (4096 x 4096), got {quoting.quote(height)} x "
@@ -288,7 +289,7 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
         own = subjects and (height, width) == tuple(scale * side for side in sides)
         what = "The size of `subject`" if own else "`height` and `width`"
         raise ValueError(f"{what} must be multiples of {unit} and at least {smallest}, got {height} and {width}.")
-    words = promptnet.num_subject_tokens(height // scale, width // scale) if promptnet else 1
+    words = 1 if promptnet is None else promptnet.num_subject_tokens(height // scale, width // scale)
     room = components["tokenizer"].model_max_length
     if words > room - 2:  # begin and end have a place each
         raise ValueError(
