@@ -216,10 +216,7 @@ class Studio:
         Raises:
             ValueError: A setting is out of its range, or the pipeline refuses something.
         """
-        prompts = self.prompts_of(text)
-        self._check(settings)
-        seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-        call = self.settings | settings.call()
+        prompts, seed, call = self._asked(text, settings)
 
         def work(say) -> None:
             with self._subject(who) as subject:
@@ -256,10 +253,7 @@ class Studio:
         config = CustomizeConfig(**{name: value for name, value in given.items() if value not in (None, "")})
         if config.steps > self.limits.learning_steps:
             raise ValueError(f"There may be at most {self.limits.learning_steps} steps, got {config.steps}.")
-        prompts = self.prompts_of(text)
-        self._check(settings)
-        seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-        call = self.settings | settings.call()
+        prompts, seed, call = self._asked(text, settings)
 
         def work(say) -> None:
             with self._subject(who) as subject:
@@ -300,13 +294,11 @@ class Studio:
             ValueError: A setting is out of its range, there are too many pictures, or the pipeline refuses something.
             Stopped: The visitor stopped it.
         """
-        prompt = self.prompts_of(prompt)[0]
-        self._check(settings)
+        prompts, seed, call = self._asked(prompt, settings)
         count = math.prod(map(len, axes.values()))
         if count > self.limits.cells:
             raise ValueError(f"There may be at most {self.limits.cells} pictures in a grid, got {count}.")
-        seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-        call = self.settings | {name: value for name, value in settings.call().items() if name not in axes}
+        call = {name: value for name, value in call.items() if name not in axes}
 
         def work(say) -> None:
             def progress(done: float, total: int) -> None:
@@ -317,9 +309,16 @@ class Studio:
             with self._subject(who) as subject:
                 if "image" in subject:  # of which a list would be an axis
                     subject["image"] = subject["image"][0] if len(subject["image"]) == 1 else [subject["image"]]
-                say(sweep(self.pipe, prompt, seed=seed, progress=progress, **subject, **axes, **call))
+                say(sweep(self.pipe, prompts[0], seed=seed, progress=progress, **subject, **axes, **call))
 
         yield from following(work, stop)
+
+    def _asked(self, text: str, settings: Settings) -> tuple[list[str], int, dict[str, Any]]:
+        """Prompts, seed and scales, once they are known to be within the limits."""
+        prompts = self.prompts_of(text)
+        self._check(settings)
+        seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
+        return prompts, seed, self.settings | settings.call()
 
     def _check(self, settings: Settings) -> None:
         limits = self.limits
