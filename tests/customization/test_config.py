@@ -39,6 +39,7 @@ def test_a_wrong_type_is_refused():
         ({"prompt": ""}, "`prompt` must not be empty, got ''"),
         ({"caption": " "}, "`caption` must not be empty, got ' '"),
         ({"caption": ("smiling", "")}, "`caption` must not be empty, got ''"),
+        ({"caption": ("smiling", "auto")}, "`caption` must be 'auto' alone, for all photos, or texts, got "),
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"rank": 0}, "`rank` must be at least 1, got 0"),

@@ -138,6 +138,8 @@ class CustomizeConfig:
             if not text.strip():
                 raise ValueError(f"`{name}` must not be empty, got {quote(text)}.")
             check_characters(name, text)
+        if AUTO in self.captions and self.caption != AUTO:
+            raise ValueError(f"`caption` must be {AUTO!r} alone, for all photos, or texts, got {quote(self.caption)}.")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
 
