@@ -203,7 +203,7 @@ def plot(
     targets: Sequence[float] = TARGETS,
 ) -> None:
     """All pairs of scales as points, frontiers as lines; test people as crosses."""
-    figure = Figure(figsize=(7, 5), layout="tight")
+    figure = Figure(figsize=(10, 5), layout="tight")
     axes = figure.subplots()
     people, chosen = (
         rows.people(list(variants.values()), grid, "validation"),
@@ -219,7 +219,7 @@ def plot(
                 identity, prompt = rows.points(variant, [scales], tested).mean(axis=(0, 1))
                 axes.plot(prompt, identity, "x", color=colour)
     axes.set(xlabel="prompt", ylabel="identity", title="validation people; test people as crosses")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the points
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
