@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from profusion_pipeline.app.page import PORTRAIT, build_page, launch_settings
+from profusion_pipeline.app.inputs import PORTRAIT
+from profusion_pipeline.app.page import build_page
+from profusion_pipeline.app.serve import launch_settings
 from profusion_pipeline.app.studio import Studio
 
 CHROMIUM = shutil.which("chromium")

@@ -138,7 +138,7 @@ def _customize(args: argparse.Namespace) -> None:
 
 
 def _app(args: argparse.Namespace) -> None:
-    from .app.page import open_app
+    from .app.serve import open_app
 
     place = chosen_place(args.device, args.dtype)
     open_app(args.model, **place, share=args.share, port=args.port, allow_remote=args.allow_remote)

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from profusion_pipeline.app.following import following
+from profusion_pipeline.app.following import Turns, following
 
 
 def test_what_is_said_arrives_as_it_is_said():
@@ -42,3 +42,11 @@ def test_whoever_goes_away_ends_the_work():
     next(said)
     said.close()
     assert ended == [True]
+
+
+def test_a_visitor_stops_their_own_work_only():
+    turns = Turns()
+    mine, yours = turns.begin("me"), turns.begin("you")
+    assert turns.stop("me") and mine.is_set() and not yours.is_set()
+    turns.end("me")
+    assert not turns.stop("me") and not turns.begin("me").is_set()

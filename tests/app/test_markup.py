@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app_server import pictures_of
+from concepts import learn
 from profusion_pipeline.app import markup
+from profusion_pipeline.app.studio import Customised, Drawn, Step
 from profusion_pipeline.common.made_with import read_record
+from profusion_pipeline.common.picture_grid import PictureGrid
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
@@ -55,3 +59,14 @@ def test_a_download_is_the_file():
     html = markup.download(b"content", 'a"b.bin', "Save <it>")
     assert base64.b64decode(re.search(r"base64,([\w+/=]+)", html)[1]) == b"content"
     assert 'download="a&quot;b.bin"' in html and "Save &lt;it&gt;" in html
+
+
+def test_what_is_shown():
+    bar, pictures = markup.show_drawing(Drawn([NOISE], ["S*"], ["seed 1"], [{}], True))
+    assert "unfinished" in bar and "seed 1" in pictures and pictures_of(pictures) == [NOISE.tobytes()]
+    grid = PictureGrid([[NOISE]], [""], ["S*"])
+    assert markup.show_comparison(grid)[1].startswith("<img")
+    words, curve, pictures, link, concept = markup.show_customising(Customised(learn()["ada"], [0.5, 0.4], grid))
+    assert words == repr(learn()["ada"]) and "<svg" in curve and "<img" in pictures and concept is learn()["ada"]
+    assert len(base64.b64decode(re.search(r"base64,([\w+/=]+)", link)[1])) == len(learn()["ada"].to_bytes())
+    assert markup.show_customising(Step(1, 2, "learning", losses=(0.5,)))[1].startswith("<svg")

@@ -8,113 +8,16 @@ import torch
 from PIL import Image
 
 from app_server import needs_gradio, pictures_of, serving, values
-from concepts import learn, tiny_pipeline
+from concepts import tiny_pipeline
 from profusion_pipeline.app import page
-from profusion_pipeline.app.page import CONCEPT, PHOTOS, PORTRAIT, Turns, read_axes, read_inputs
-from profusion_pipeline.app.studio import Customised, Drawn, Step, Studio
+from profusion_pipeline.app.inputs import CONCEPT, PHOTOS, PORTRAIT
+from profusion_pipeline.app.studio import Studio
 from profusion_pipeline.app.uploads import Limits
-from profusion_pipeline.common.picture_grid import PictureGrid
 from profusion_pipeline.demo import demo_portraits
 
 pytestmark = pytest.mark.filterwarnings("default")  # of Gradio and what it brings
 PICTURE = Image.new("RGB", (16, 16), "orange")
 LIMITS = Limits(upload_bytes=2**20, learning_steps=20)
-
-
-# Without Gradio
-
-
-def test_a_visitor_stops_their_own_work_only():
-    turns = Turns()
-    mine, yours = turns.begin("me"), turns.begin("you")
-    assert turns.stop("me") and mine.is_set() and not yours.is_set()
-    turns.end("me")
-    assert not turns.stop("me") and not turns.begin("me").is_set()
-
-
-@pytest.fixture
-def studio(pipe):
-    return Studio(pipe, limits=LIMITS)
-
-
-def read(studio, learnt=None, **changed):
-    return read_inputs(studio, *values(**changed), learnt)
-
-
-def test_inputs(studio, tmp_path):
-    who, prompts, settings = read(studio, portrait="2", noun=" ", m=1.0)
-    assert who.photos[0].tobytes() == demo_portraits()[1].tobytes()
-    assert (who.class_noun, prompts) == ("person", "S*")
-    assert settings.call()["guidance_scale"] == 2.5 and settings.num_fusion_steps == 1
-    assert settings.seed == 7 and settings.side is None
-    assert read(studio, seed=-1, side=0)[2].seed is None and read(studio, side=128)[2].side == 128
-    assert read(studio, by_hand=True, guidance_scale=1.5)[2].call()["guidance_scale"] == 1.5
-    PICTURE.save(tmp_path / "a.png")
-    file = str(tmp_path / "a.png")
-    assert len(read(studio, source=PHOTOS, photos=[file], webcam=file)[0].photos) == 2
-    concept = learn()["ada"]
-    assert read(studio, concept, source=CONCEPT)[0].concept is concept
-
-
-def test_inputs_that_lack_somebody(studio):
-    with pytest.raises(ValueError, match="There is no photo yet"):
-        read(studio, source=PHOTOS)
-    with pytest.raises(ValueError, match="There is no concept yet"):
-        read(studio, source=CONCEPT)
-
-
-def test_axes():
-    assert read_axes(("guidance_scale", "1, 2.5"), ("num_fusion_steps", " ")) == {"guidance_scale": [1.0, 2.5]}
-    with pytest.raises(ValueError, match="`guidance_scale` must have numbers with commas between them, got '1; 2'"):
-        read_axes(("guidance_scale", "1; 2"))
-    with pytest.raises(ValueError, match="needs one setting, or two different ones"):
-        read_axes(("guidance_scale", "1"), ("guidance_scale", "2"))
-    with pytest.raises(ValueError, match="needs one setting, or two different ones"):
-        read_axes(("guidance_scale", ""))
-
-
-def test_what_is_shown():
-    bar, pictures = page.show_drawing(Drawn([PICTURE], ["S*"], ["seed 1"], [{}], True))
-    assert "unfinished" in bar and "seed 1" in pictures and pictures_of(pictures) == [PICTURE.tobytes()]
-    grid = PictureGrid([[PICTURE]], [""], ["S*"])
-    assert page.show_comparison(grid)[1].startswith("<img")
-    words, curve, pictures, link, concept = page.show_customising(Customised(learn()["ada"], [0.5, 0.4], grid))
-    assert words == repr(learn()["ada"]) and "<svg" in curve and "<img" in pictures and concept is learn()["ada"]
-    assert len(base64.b64decode(re.search(r"base64,([\w+/=]+)", link)[1])) == len(learn()["ada"].to_bytes())
-    assert page.show_customising(Step(1, 2, "learning", losses=(0.5,)))[1].startswith("<svg")
-
-
-def test_without_gradio_one_sentence_says_so(studio, monkeypatch):
-    monkeypatch.setattr(page, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match='The app needs Gradio: `pip install "profusion-pipeline\\[app\\]"`'):
-        page.build_page(studio)
-    with pytest.raises(ImportError, match="The app needs Gradio"):
-        page.open_app()
-
-
-@needs_gradio
-@pytest.mark.parametrize(("allow_remote", "name"), [(False, "127.0.0.1"), (True, "0.0.0.0")])
-def test_other_machines_are_let_in_on_demand_only(monkeypatch, allow_remote, name):
-    import os
-
-    import gradio
-
-    started = {}
-
-    def launch(self, **settings):
-        started.update(settings, folder=os.environ["GRADIO_TEMP_DIR"])
-        assert os.path.isdir(started["folder"])
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
-    monkeypatch.setattr(gradio.Blocks, "launch", launch)
-    monkeypatch.setattr(page, "load_pipeline", lambda *args, **settings: tiny_pipeline())
-    page.open_app("demo", port=7999, allow_remote=allow_remote)
-    assert (started["server_name"], started["server_port"], started["share"]) == (name, 7999, False)
-    assert started["max_file_size"] == Limits().upload_bytes and not started["show_error"]
-    assert not os.path.exists(started["folder"])
-
-
-# With a client
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +126,17 @@ def test_fifty_visitors_get_each_their_own_picture(served):
     for seed, pictures in first + rest:
         assert pictures == [expected(seed)]
     assert len({pictures[0] for _, pictures in first + rest}) == 50
+
+
+@pytest.fixture
+def studio(pipe):
+    return Studio(pipe, limits=LIMITS)
+
+
+def test_without_gradio_one_sentence_says_so(studio, monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match='The app needs Gradio: `pip install "profusion-pipeline\\[app\\]"`'):
+        page.build_page(studio)
 
 
 def test_the_first_answer_is_the_demo():

@@ -3,7 +3,7 @@
 import pytest
 
 from app_server import CHROMIUM, CLOSED, needs_chromium, needs_gradio, pictures_of, serving
-from profusion_pipeline.app.page import PHOTOS
+from profusion_pipeline.app.inputs import PHOTOS
 from profusion_pipeline.app.studio import Studio
 from profusion_pipeline.demo import load_demo_pipeline
 

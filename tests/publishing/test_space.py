@@ -17,6 +17,7 @@ from profusion_pipeline.cli import main
 from profusion_pipeline.demo import FOLDER
 from profusion_pipeline.publishing.space import write_space
 
+pytestmark = pytest.mark.filterwarnings("default")  # of Gradio, whose loops the app's tests leave behind
 SOURCES = Path(__file__).parents[2] / "src"
 needs_demo_model = pytest.mark.skipif(
     not (FOLDER / "model" / "model_index.json").is_file(), reason="the demo model is not there: `make train-demo`"

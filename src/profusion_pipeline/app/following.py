@@ -1,4 +1,4 @@
-"""Work that says how far it is, followed from outside: a callback turned into a generator."""
+"""Work followed from outside: it says how far it is, and ends early when whoever asked for it says so."""
 
 from collections.abc import Callable, Iterator
 from queue import Queue
@@ -45,3 +45,49 @@ def following(work: Callable[[Callable[[Any], None]], None], stop: Event) -> Ite
     finally:
         stop.set()
         thread.join()
+
+
+class Turns:
+    """Whose work may be stopped: one event for each visitor whose call runs.
+
+    Example:
+        >>> turns = Turns()
+        >>> mine = turns.begin("me")
+        >>> turns.stop("me"), turns.stop("somebody else"), mine.is_set()
+        (True, False, True)
+    """
+
+    def __init__(self):
+        self._running: dict[str, Event] = {}
+
+    def begin(self, visitor: str) -> Event:
+        """A visitor's work begins.
+
+        Args:
+            visitor: Who.
+
+        Returns:
+            What is set when it shall stop.
+        """
+        return self._running.setdefault(visitor, Event())
+
+    def end(self, visitor: str) -> None:
+        """A visitor's work is done.
+
+        Args:
+            visitor: Who.
+        """
+        self._running.pop(visitor, None)
+
+    def stop(self, visitor: str) -> bool:
+        """Stop a visitor's work.
+
+        Args:
+            visitor: Who.
+
+        Returns:
+            Whether there was any.
+        """
+        if visitor in self._running:
+            self._running[visitor].set()
+        return visitor in self._running

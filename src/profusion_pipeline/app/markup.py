@@ -9,7 +9,10 @@ from typing import Any
 from PIL import Image
 
 from ..common.made_with import save_options
-from ..common.picture_grid import png_bytes
+from ..common.picture_grid import PictureGrid, png_bytes
+from ..method.concept_file import Concept
+from ..notebook.explain import data_image
+from .studio import Customised, Drawn, Step
 
 
 def image(picture: Image.Image, side: int | None = None, *, kind: str = "png", **options: Any) -> str:
@@ -141,3 +144,61 @@ def download(content: bytes, name: str, text: str) -> str:
     data = base64.b64encode(content).decode()
     source = f"data:application/octet-stream;base64,{data}"
     return f'<a class="download" download="{html.escape(name)}" href="{source}">{html.escape(text)}</a>'
+
+
+def show_drawing(one: Step | Drawn) -> tuple[str, str]:
+    """What the tab Draw shows: bar with preview, and pictures.
+
+    Args:
+        one: What the studio says.
+
+    Returns:
+        HTML of both.
+
+    Example:
+        >>> show_drawing(Step(1, 2, "step 1 of 2"))[1]
+        ''
+    """
+    if isinstance(one, Step):
+        return progress(one.done, one.total, one.text, one.preview), ""
+    said = "Stopped: these are unfinished." if one.stopped else ""
+    return said, gallery(one.pictures, one.prompts, one.settings, one.records)
+
+
+def show_customising(one: Step | Customised) -> tuple[str, str, str, str, Concept | None]:
+    """What the tab Customise shows: bar with preview, curve, pictures before and after, and a link to the file.
+
+    Args:
+        one: What the studio says.
+
+    Returns:
+        HTML of the four, and the concept once it is there.
+
+    Example:
+        >>> show_customising(Step(1, 2, "learning"))[1:]
+        ('', '', '', None)
+    """
+    if isinstance(one, Step):
+        curve = loss_curve(one.losses) if one.losses else ""
+        return progress(one.done, one.total, one.text, one.preview), curve, "", "", None
+    link = download(one.concept.to_bytes(), "concept.safetensors", "Save the concept's file")
+    pictures = data_image(one.grid._repr_png_())
+    return repr(one.concept), loss_curve(one.losses), pictures, link, one.concept
+
+
+def show_comparison(one: Step | PictureGrid) -> tuple[str, str]:
+    """What the tab Compare shows: bar, and grid.
+
+    Args:
+        one: What the studio says.
+
+    Returns:
+        HTML of both.
+
+    Example:
+        >>> show_comparison(Step(1, 2, "picture 1 of 2"))[1]
+        ''
+    """
+    if isinstance(one, Step):
+        return progress(one.done, one.total, one.text), ""
+    return "", data_image(one._repr_png_())

@@ -1,23 +1,18 @@
 """The page: Gradio's widgets, and who is asked when one of them is touched. What is done lies in `studio.py`."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Event
 from typing import Any
 
-import torch
-
-from ..common.open_pipeline import DEMO, load_pipeline
-from ..method.concept_file import Concept
-from ..notebook.explain import data_image
 from . import markup
-from .studio import AXES, Customised, Drawn, Settings, Step, Studio, Who
-from .uploads import Limits, public_sentence, read_concept, read_photos
+from .following import Turns
+from .inputs import CONCEPT, PHOTOS, PORTRAIT, read_axes, read_inputs
+from .studio import AXES, Settings, Studio, Who
+from .uploads import public_sentence, read_concept
 
-PORTRAIT, PHOTOS, CONCEPT = "A portrait of the demo", "My photos", "A concept"
 PROMPTS = "a portrait of S*, at the beach\na portrait of S*, wearing a blue top hat"
 CAPTION_HELP = "What is in the photo and is not the person: clothes, place, expression. S* need not carry it then."
 RESPONSIBLE = (
@@ -28,116 +23,23 @@ WAITING = 64  # calls in the queue; a visitor beyond is told so
 KEPT_SECONDS = 3600  # uploads and concepts
 
 
-def _gradio() -> Any:
+def gradio() -> Any:
+    """The library of the page, which asks nobody at home.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: It isn't installed.
+
+    Example:
+        >>> gradio().__name__  # doctest: +SKIP
+        'gradio'
+    """
     if find_spec("gradio") is None:
         raise ImportError('The app needs Gradio: `pip install "profusion-pipeline[app]"`.')
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     return import_module("gradio")
-
-
-def open_app(
-    model: str = DEMO,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    share: bool = False,
-    port: int | None = None,
-    allow_remote: bool = False,
-) -> None:
-    """Serve the page until Ctrl-C; uploads lie in a folder of their own, which is gone afterwards.
-
-    Args:
-        model: Folder or Hub id of a ProFusion pipeline, or "demo".
-        dtype: Of its weights.
-        device: Where it computes.
-        share: Whether Gradio makes a public address for it.
-        port: Where it listens; the first free one from 7860 if None.
-        allow_remote: Whether other machines may open the page.
-
-    Raises:
-        ImportError: Gradio isn't installed.
-        OSError: There is no pipeline, or the port is taken.
-
-    Example:
-        >>> open_app("demo", port=7860)  # doctest: +SKIP
-    """
-    _gradio()
-    with tempfile.TemporaryDirectory(prefix="profusion-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        studio = Studio(load_pipeline(model, dtype=dtype, device=device), model=model)
-        page = build_page(studio)
-        page.launch(
-            **launch_settings(studio.limits),
-            share=share,
-            server_port=port,
-            server_name="0.0.0.0" if allow_remote else "127.0.0.1",
-        )
-
-
-def launch_settings(limits: Limits) -> dict[str, Any]:
-    """What every server of the page is started with: no errors but ours, no larger uploads, fonts of the visitor.
-
-    Args:
-        limits: That hold.
-
-    Returns:
-        Arguments of Gradio's `launch`.
-
-    Example:
-        >>> launch_settings(Limits())["max_file_size"]
-        20971520
-    """
-    fonts = ["system-ui", "sans-serif"]
-    settings = {"show_error": False, "max_file_size": limits.upload_bytes, "state_session_capacity": 200}
-    if find_spec("gradio") is not None:
-        settings["theme"] = _gradio().themes.Default(font=fonts, font_mono=["monospace"])
-    return settings
-
-
-class Turns:
-    """Whose work may be stopped: one event for each visitor whose call runs.
-
-    Example:
-        >>> turns = Turns()
-        >>> mine = turns.begin("me")
-        >>> turns.stop("me"), turns.stop("somebody else"), mine.is_set()
-        (True, False, True)
-    """
-
-    def __init__(self):
-        self._running: dict[str, Event] = {}
-
-    def begin(self, visitor: str) -> Event:
-        """A visitor's work begins.
-
-        Args:
-            visitor: Who.
-
-        Returns:
-            What is set when it shall stop.
-        """
-        return self._running.setdefault(visitor, Event())
-
-    def end(self, visitor: str) -> None:
-        """A visitor's work is done.
-
-        Args:
-            visitor: Who.
-        """
-        self._running.pop(visitor, None)
-
-    def stop(self, visitor: str) -> bool:
-        """Stop a visitor's work.
-
-        Args:
-            visitor: Who.
-
-        Returns:
-            Whether there was any.
-        """
-        if visitor in self._running:
-            self._running[visitor].set()
-        return visitor in self._running
 
 
 def build_page(studio: Studio, *, on_gpu: Callable[[Callable], Callable] = lambda call: call) -> Any:
@@ -156,7 +58,7 @@ def build_page(studio: Studio, *, on_gpu: Callable[[Callable], Callable] = lambd
     Example:
         >>> build_page(studio).launch()  # doctest: +SKIP
     """
-    gr = _gradio()
+    gr = gradio()
     turns = Turns()
 
     def told(visitor: str, work: Callable[[Event], Iterator], show: Callable[[Any], Sequence]) -> Iterator[Sequence]:
@@ -178,14 +80,14 @@ def build_page(studio: Studio, *, on_gpu: Callable[[Callable], Callable] = lambd
     @on_gpu
     def draw(request: gr.Request, *values):
         who, text, settings = asked(values)
-        yield from told(request.session_hash, lambda stop: studio.draw(who, text, settings, stop), show_drawing)
+        yield from told(request.session_hash, lambda stop: studio.draw(who, text, settings, stop), markup.show_drawing)
 
     @on_gpu
     def customise(request: gr.Request, caption, steps, keep_thumbnail, *values):
         who, text, settings = asked(values)
         learning = dict(caption=caption, steps=steps, keep_thumbnail=keep_thumbnail)
         work = lambda stop: studio.customise(who, text, settings, stop, **learning)  # noqa: E731
-        for shown in told(request.session_hash, work, show_customising):
+        for shown in told(request.session_hash, work, markup.show_customising):
             *shown, concept = shown
             yield (*shown, concept or gr.skip(), CONCEPT if concept else gr.skip())
 
@@ -195,7 +97,7 @@ def build_page(studio: Studio, *, on_gpu: Callable[[Callable], Callable] = lambd
         work = lambda stop: studio.compare(  # noqa: E731
             who, text, settings, read_axes((down, down_values), (across, across_values)), stop
         )
-        yield from told(request.session_hash, work, show_comparison)
+        yield from told(request.session_hash, work, markup.show_comparison)
 
     def stop(request: gr.Request):
         return "Stopping after this step." if turns.stop(request.session_hash) else "Nothing is running."
@@ -285,158 +187,3 @@ def _inputs(gr: Any, studio: Studio) -> tuple[list, Any, Any]:
         side = gr.Number(0, label="Side of the pictures; 0 for the model's own", precision=0)
     inputs = [source, portrait, photos, webcam, noun, prompts, position, by_hand, *scales, *fusion, steps, seed, side]
     return inputs, concept, shown
-
-
-def read_inputs(
-    studio: Studio,
-    source: str,
-    portrait: str,
-    photos: Sequence[str] | None,
-    webcam: str | None,
-    class_noun: str,
-    prompts: str,
-    position: float,
-    by_hand: bool,
-    guidance_scale: float,
-    class_guidance_scale: float,
-    num_fusion_steps: int,
-    fusion_guidance_scale: float,
-    fusion_subject_scale: float,
-    num_inference_steps: int,
-    seed: int | None,
-    side: int | None,
-    learnt: Concept | None,
-) -> tuple[Who, str, Settings]:
-    """What the widgets of the left column say.
-
-    Args:
-        studio: Whose limits and portraits they are.
-        source: Which answer to "Who is S*?" counts.
-        portrait: The number of one, from 1.
-        photos: Uploaded files.
-        webcam: File of a webcam's picture.
-        class_noun: What the person is.
-        prompts: One a line.
-        position: Of the slider.
-        by_hand: Whether the next two scales count in its place.
-        guidance_scale: ω_1.
-        class_guidance_scale: ω_2.
-        num_fusion_steps: m.
-        fusion_guidance_scale: ω_f.
-        fusion_subject_scale: γ.
-        num_inference_steps: Denoising steps.
-        seed: -1, or None, for any.
-        side: Of the pictures; 0, or None, for the model's own.
-        learnt: The visitor's concept.
-
-    Returns:
-        Whom, which prompts, and how.
-
-    Raises:
-        ValueError: A photo or concept is asked for that is not there or can't be read.
-
-    Example:
-        >>> read_inputs(studio, *values)  # doctest: +SKIP
-    """
-    who = {"class_noun": class_noun.strip() or studio.class_noun}
-    if source == CONCEPT:
-        if learnt is None:
-            read_concept(None, studio.limits)  # says so
-        who["concept"] = learnt
-    elif source == PHOTOS:
-        who["photos"] = read_photos([*(photos or ()), *([webcam] if webcam else ())], studio.limits)
-    else:
-        who |= {"photos": [studio.portraits[int(portrait) - 1]], "source": f"{DEMO}:{int(portrait)}"}
-    scales = {"guidance_scale": guidance_scale, "class_guidance_scale": class_guidance_scale} if by_hand else {}
-    scales |= {"fusion_guidance_scale": fusion_guidance_scale, "fusion_subject_scale": fusion_subject_scale}
-    whole = {"num_fusion_steps": int(num_fusion_steps), "num_inference_steps": int(num_inference_steps)}
-    seed = None if seed is None or seed < 0 else seed
-    settings = Settings(position=position, scales=scales, seed=seed, side=side or None, **whole)
-    return Who(**who), prompts, settings
-
-
-def read_axes(*given: tuple[str, str]) -> dict[str, list[float]]:
-    """Axes of a grid as typed.
-
-    Args:
-        *given: Name and values of each, the values with commas between them; one without values is left out.
-
-    Returns:
-        Name -> values.
-
-    Raises:
-        ValueError: Something is no number, an axis comes twice, or there is none.
-
-    Example:
-        >>> read_axes(("guidance_scale", "2.5, 5"), ("num_fusion_steps", "0, 1"))
-        {'guidance_scale': [2.5, 5.0], 'num_fusion_steps': [0, 1]}
-    """
-    axes = {}
-    for name, text in given:
-        if not text.strip():
-            continue
-        try:
-            axes[name] = [(int if name == "num_fusion_steps" else float)(one) for one in text.split(",")]
-        except ValueError:
-            raise ValueError(f"`{name}` must have numbers with commas between them, got {text[:40]!r}.") from None
-    if not axes or len(axes) < sum(bool(text.strip()) for _, text in given):
-        raise ValueError("A comparison needs one setting, or two different ones, with values.")
-    return axes
-
-
-def show_drawing(one: Step | Drawn) -> tuple[str, str]:
-    """What the tab Draw shows: bar with preview, and pictures.
-
-    Args:
-        one: What the studio says.
-
-    Returns:
-        HTML of both.
-
-    Example:
-        >>> show_drawing(Step(1, 2, "step 1 of 2"))[1]
-        ''
-    """
-    if isinstance(one, Step):
-        return markup.progress(one.done, one.total, one.text, one.preview), ""
-    said = "Stopped: these are unfinished." if one.stopped else ""
-    return said, markup.gallery(one.pictures, one.prompts, one.settings, one.records)
-
-
-def show_customising(one: Step | Customised) -> tuple[str, str, str, str, Concept | None]:
-    """What the tab Customise shows: bar with preview, curve, pictures before and after, and a link to the file.
-
-    Args:
-        one: What the studio says.
-
-    Returns:
-        HTML of the four, and the concept once it is there.
-
-    Example:
-        >>> show_customising(Step(1, 2, "learning"))[1:]
-        ('', '', '', None)
-    """
-    if isinstance(one, Step):
-        curve = markup.loss_curve(one.losses) if one.losses else ""
-        return markup.progress(one.done, one.total, one.text, one.preview), curve, "", "", None
-    link = markup.download(one.concept.to_bytes(), "concept.safetensors", "Save the concept's file")
-    pictures = data_image(one.grid._repr_png_())
-    return repr(one.concept), markup.loss_curve(one.losses), pictures, link, one.concept
-
-
-def show_comparison(one: Any) -> tuple[str, str]:
-    """What the tab Compare shows: bar, and grid.
-
-    Args:
-        one: What the studio says.
-
-    Returns:
-        HTML of both.
-
-    Example:
-        >>> show_comparison(Step(1, 2, "picture 1 of 2"))[1]
-        ''
-    """
-    if isinstance(one, Step):
-        return markup.progress(one.done, one.total, one.text), ""
-    return "", data_image(one._repr_png_())

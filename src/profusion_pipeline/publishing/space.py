@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from profusion_pipeline.app.page import build_page, launch_settings
+from profusion_pipeline.app.page import build_page
+from profusion_pipeline.app.serve import launch_settings
 from profusion_pipeline.app.studio import Studio
 from profusion_pipeline.common.open_pipeline import load_pipeline
 
