@@ -74,7 +74,9 @@ SHIPPED = {
     "guidance_scales": set(),
     "call_texts": {"torch"},
     "shared_models": set(),
+    "mask_picture": {"torch", "numpy", "PIL"},
     "noise_levels": {"torch", "diffusers"},
+    "structure": {"torch", "PIL", "diffusers"},
     "fusion_sampling": {"torch"},
 }
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ..method.encoding import posterior, vision_states
 from ..method.framing import vae_pixels, vision_pixels
+from ..method.mask_picture import load_mask
 from ..method.pipeline_profusion import ProFusionPipeline
-from ..method.reference_images import Reference, load_picture, load_reference_image, open_image
+from ..method.reference_images import Reference, load_reference_image
 from .augmentation import PAINTERS, Painter, augment, ellipse_mask, paint_mixed
 from .config import CustomizeConfig
 
@@ -63,10 +64,7 @@ def read_photo(photo: Photo) -> Image.Image:
 def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
     """The mask of the photo's subject.
 
-    What is transparent is never the subject. Of a mask with transparency, what is opaque is: a photo cut out by a
-    background remover, strokes of a brush on an empty layer. If what is opaque is itself black and white, the subject
-    is where it is white. A mask of black and one other colour, however dark, or of 0 and one other number, of any
-    dtype, has the subject where the other is: programs that segment pictures write 0 and 1.
+    How masks of all kinds are read says [`load_mask`].
 
     Args:
         mask: What the pipeline takes as `image`, with light on the subject; or an array or tensor [1, H, W] or
@@ -84,11 +82,7 @@ def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
         >>> read_mask(Image.new("L", (64, 80), 255), (64, 80)).mode
         'L'
     """
-    if isinstance(mask, np.ndarray | torch.Tensor) and mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[2]):
-        mask = mask[0] if mask.shape[0] == 1 else mask[:, :, 0]  # [H, W]
-    with open_image(mask, name="mask") as opened:
-        picture = load_picture(_lit(opened), name="mask")
-    picture = _opaque_part(picture) if picture.mode == "RGBA" else _lightness(picture)
+    picture = load_mask(mask)
     if picture.size != size:
         raise ValueError(
             f"`mask` must have the photo's size, {size[0]} x {size[1]}, got {picture.width} x {picture.height}."
@@ -134,45 +128,6 @@ def read_photos(
 
 def _as_list(photo: Photo | Sequence[Photo]) -> list[Photo]:
     return list(photo) if isinstance(photo, list | tuple) else [photo]
-
-
-def _lit(opened: Image.Image | np.ndarray | torch.Tensor) -> Image.Image | np.ndarray | torch.Tensor:
-    """Grey numbers, where they are 0 and one other: whether they are the other. Anything else as it is."""
-    if isinstance(opened, Image.Image):
-        deep = opened.mode.startswith(("I", "F")) and "transparency" not in opened.info
-        numbers = np.asarray(opened) if deep else None
-    else:
-        numbers = opened
-    if numbers is None or numbers.ndim != 2 or numbers.dtype in (bool, torch.bool):
-        return opened
-    if isinstance(numbers, torch.Tensor):
-        numbers = (
-            numbers.detach().cpu().float().numpy() if numbers.layout == torch.strided and not numbers.is_meta else None
-        )
-    if numbers is None or numbers.dtype.kind not in "iuf":
-        return opened
-    kinds = np.unique(numbers)
-    return numbers > 0 if len(kinds) == 2 and kinds[0] == 0 and np.isfinite(kinds[1]) else opened
-
-
-def _lightness(picture: Image.Image) -> Image.Image:
-    colours = {colour for _, colour in picture.getcolors(2) or ()}
-    if len(colours) == 2 and (0, 0, 0) in colours:
-        return Image.fromarray((np.asarray(picture).any(axis=2) * 255).astype(np.uint8))
-    return picture.convert("L")
-
-
-def _opaque_part(picture: Image.Image) -> Image.Image:
-    """Alpha of a picture with transparency, times its lightness where that tells subject and background apart."""
-    alpha = np.asarray(picture.getchannel("A"), dtype=np.float32) / 255  # [H, W]
-    colours = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255  # [H, W, 3]
-    visible = max(alpha.sum(), 1.0)
-    black = (alpha * (colours.max(axis=2) < 0.25)).sum() / visible
-    white = (alpha * (colours.min(axis=2) > 0.75)).sum() / visible
-    # A photo is hardly ever black and white; a mask is, but for soft edges.
-    is_mask = alpha.min() == 1 or (black + white > 0.8 and min(black, white) > 0.005)
-    lightness = np.asarray(picture.convert("RGB").convert("L"), dtype=np.float32) if is_mask else 255
-    return Image.fromarray((alpha * lightness).round().astype(np.uint8))
 
 
 def augmented_pictures(

@@ -69,6 +69,24 @@ def rescale(guided: torch.Tensor, target: torch.Tensor, amount: float) -> torch.
     return guided * (amount * wanted / own + (1 - amount)).to(guided.dtype)
 
 
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+    """x_t = sqrt(ᾱ_t) x_0 + sqrt(1-ᾱ_t) ε
+
+    Args:
+        clean: x_0. [B, C, h, w]
+        noise: ε. [B, C, h, w]
+        alpha_bar: ᾱ_t; at 1 it is x_0 itself.
+
+    Returns:
+        x_t. [B, C, h, w]
+
+    Example:
+        >>> add_noise(torch.tensor([1.0]), torch.tensor([-1.0]), 0.64)
+        tensor([0.2000])
+    """
+    return alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise
+
+
 def predict_noise(
     model_output: torch.Tensor, latents: torch.Tensor, alpha_bar: float, prediction_type: str
 ) -> torch.Tensor:

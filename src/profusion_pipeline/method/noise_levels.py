@@ -6,6 +6,7 @@ steps of PNDM) go back to a state that they have kept; there a change would be l
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers import (
@@ -15,6 +16,8 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+
+FUSION = ("carry the fusion stage", "`num_fusion_steps=0`")  # what a scheduler may not be fit for, and a way without
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class NoiseLevel:
 
     alpha_bar: float
     next_alpha_bar: float
+    state_scale: float
+
+
+class StateLevel(NamedTuple):
+    """How much noise is in a scheduler's state.
+
+    Args:
+        alpha_bar: ᾱ_t.
+        state_scale: As of `NoiseLevel`.
+
+    Example:
+        >>> StateLevel(alpha_bar=0.25, state_scale=2.0).alpha_bar
+        0.25
+    """
+
+    alpha_bar: float
     state_scale: float
 
 
@@ -69,20 +88,48 @@ def fusion_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[NoiseLevel 
     _refuse_unfit(scheduler, begin)
     count = len(scheduler.timesteps)
     starts = [index for index in range(begin, count) if _starts_a_step(scheduler, index, begin)]
-    if hasattr(scheduler, "sigmas"):  # sigma² = (1-ᾱ)/ᾱ, whether or not the state is in sigma space
-        alpha_bars = [1 / (1 + float(scheduler.sigmas[index]) ** 2) for index in [*starts, -1]]
+    alpha_bars = [_alpha_bar(scheduler, index) for index in starts]
+    if hasattr(scheduler, "sigmas"):
+        alpha_bars.append(_alpha_bar(scheduler, -1))
     else:
-        last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-        alpha_bars = [float(scheduler.alphas_cumprod[scheduler.timesteps[index].long().cpu()]) for index in starts]
-        alpha_bars.append(last)
+        alpha_bars.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
     if any(now > then for now, then in zip(alpha_bars[:-1], alpha_bars[1:], strict=True)):
         _refuse(scheduler, "it goes from less noise to more")
-    in_sigma_space = scheduler.init_noise_sigma != 1
     levels = {
-        index: NoiseLevel(now, then, state_scale=now**-0.5 if in_sigma_space else 1.0)
+        index: NoiseLevel(now, then, state_scale=_state_scale(scheduler, now))
         for index, now, then in zip(starts, alpha_bars[:-1], alpha_bars[1:], strict=True)
     }
     return [levels.get(index) for index in range(begin, count)]
+
+
+def state_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[StateLevel | None]:
+    """The noise level of the state at every loop index, and after the last one, where there is no noise.
+
+    Args:
+        scheduler: Any scheduler with an ᾱ, after `set_timesteps`. It isn't changed.
+        begin: As of `fusion_levels`.
+
+    Returns:
+        An entry for each of `scheduler.timesteps[begin:]` and one more. None between both halves of a step of KDPM2,
+        which takes the state there from the one before.
+
+    Raises:
+        ValueError: The scheduler has no ᾱ; it is named.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler()
+        >>> scheduler.set_timesteps(2)
+        >>> [round(level.alpha_bar, 3) for level in state_levels(scheduler)]
+        [0.078, 1.0, 1.0]
+    """
+    _refuse_without_alpha_bar(scheduler, "keep a part of a picture", "no `mask_image`")
+    levels: list[StateLevel | None] = []
+    for index in range(begin, len(scheduler.timesteps)):
+        between = hasattr(scheduler, "sigmas_interpol") and not _starts_a_step(scheduler, index, begin)
+        alpha_bar = _alpha_bar(scheduler, index)
+        levels.append(None if between else StateLevel(alpha_bar, _state_scale(scheduler, alpha_bar)))
+    return [*levels, StateLevel(1.0, 1.0)]
 
 
 def follow_fusion(scheduler: SchedulerMixin, noise_change: torch.Tensor) -> None:
@@ -130,6 +177,17 @@ def _remembers_noise(scheduler: SchedulerMixin) -> bool:
     return scheduler.config.get("algorithm_type") in ("deis", "dpmsolver", "sde-dpmsolver", "noise_prediction")
 
 
+def _alpha_bar(scheduler: SchedulerMixin, index: int) -> float:
+    if hasattr(scheduler, "sigmas"):  # sigma² = (1-ᾱ)/ᾱ, whether or not the state is in sigma space
+        return 1 / (1 + float(scheduler.sigmas[index]) ** 2)
+    return float(scheduler.alphas_cumprod[scheduler.timesteps[index].long().cpu()])
+
+
+def _state_scale(scheduler: SchedulerMixin, alpha_bar: float) -> float:
+    in_sigma_space = scheduler.init_noise_sigma != 1
+    return alpha_bar**-0.5 if in_sigma_space else 1.0
+
+
 def _starts_a_step(scheduler: SchedulerMixin, index: int, begin: int) -> bool:
     if isinstance(scheduler, PNDMScheduler):
         num_runge_kutta = len(scheduler.prk_timesteps)  # four stages each; without them, PLMS repeats its first step
@@ -140,10 +198,7 @@ def _starts_a_step(scheduler: SchedulerMixin, index: int, begin: int) -> bool:
 
 
 def _refuse_unfit(scheduler: SchedulerMixin, begin: int) -> None:
-    if not hasattr(scheduler, "alphas_cumprod"):
-        _refuse(scheduler, "it has no `alphas_cumprod`")
-    if scheduler.config.get("use_flow_sigmas"):
-        _refuse(scheduler, "its `use_flow_sigmas` makes it a flow, not a diffusion")
+    _refuse_without_alpha_bar(scheduler, *FUSION)
     prediction_type = scheduler.config.get("prediction_type")
     if prediction_type not in ("epsilon", "v_prediction", "sample"):
         _refuse(scheduler, f"its `prediction_type` is {prediction_type!r}, not epsilon, v_prediction or sample")
@@ -153,8 +208,15 @@ def _refuse_unfit(scheduler: SchedulerMixin, begin: int) -> None:
         _refuse(scheduler, "with `strength` < 1 its first steps count on steps before them")
 
 
-def _refuse(scheduler: SchedulerMixin, reason: str) -> None:
+def _refuse_without_alpha_bar(scheduler: SchedulerMixin, task: str, instead: str) -> None:
+    if not hasattr(scheduler, "alphas_cumprod"):
+        _refuse(scheduler, "it has no `alphas_cumprod`", task, instead)
+    if scheduler.config.get("use_flow_sigmas"):
+        _refuse(scheduler, "its `use_flow_sigmas` makes it a flow, not a diffusion", task, instead)
+
+
+def _refuse(scheduler: SchedulerMixin, reason: str, task: str = FUSION[0], instead: str = FUSION[1]) -> None:
     raise ValueError(
-        f"{type(scheduler).__name__} can't carry the fusion stage: {reason}. Take another scheduler, such as "
-        "DDIMScheduler, or `num_fusion_steps=0`."
+        f"{type(scheduler).__name__} can't {task}: {reason}. Take another scheduler, such as DDIMScheduler, or "
+        f"{instead}."
     )
