@@ -10,8 +10,9 @@ choose the scales for three identities, test people confirm them. The file names
      "another PromptNet": {"promptnet": "outputs/new/promptnet", "call": {"num_fusion_steps": 1}}}
 
 `caption` says what the photo shows besides the person: all of it (right), half of it, or all with one word wrong;
-`negative` gives the right caption as the negative prompt. Rows are written as they are finished, concepts are kept, so
-a run that was stopped goes on. Its tables are made by `frontier_tables.py`.
+`negative` gives the right caption as the negative prompt. `rival` draws what one of the study's rivals learnt of the
+photo as the subject; with `own_guidance` by classifier-free guidance at ω_1, as the rival itself does. Rows are written
+as they are finished, concepts are kept, so a run that was stopped goes on. Its tables are made by `frontier_tables.py`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from frontier_tables import (
     Variant,
     chosen_scales,
     confirmed_table,
+    grids,
     kinds_table,
     plot,
     publish,
@@ -40,6 +43,8 @@ from frontier_tables import (
     read_variants,
     validation_table,
 )
+from PIL import Image
+from rival_concepts import RivalConcept
 from study import Avatars
 from tqdm import tqdm
 from world import CONTROL_VALUES, Control, describe_control
@@ -84,17 +89,40 @@ class Drawing:
         call |= {"guidance_scale": scales[0], "class_guidance_scale": scales[1]}
         if variant.negative:
             call["negative_prompt"] = self.caption(avatars, subject, "right")
+        if variant.rival:
+            images = self.draw_rival(variant, avatars, subject, call)
+        else:
+            images = self.draw(variant, avatars, subject, call)
+        pairs = zip(images, subject.prompts, strict=True)
+        found = avatars([Picture(image, subject, prompt, 0) for image, prompt in pairs])
+        return np.stack([found[name] for name in SCORES])
+
+    def draw(self, variant: Variant, avatars: Avatars, subject: Subject, call: dict[str, Any]) -> list[Image.Image]:
+        """By the pipeline's own S*."""
         if variant.learning:
             self.pipe.load_concept(self.concept(variant, avatars, subject))
         else:
             call["image"] = list(subject.photos) * len(subject.prompts)
-        generators = [picture_generator(subject.name, prompt, 0) for prompt in subject.prompts]
         with self.autocast:
-            images = self.pipe(list(subject.prompts), generator=generators, **call).images
+            images = self.pipe(list(subject.prompts), generator=_generators(subject), **call).images
         self.pipe.unload_concept()
-        pairs = zip(images, subject.prompts, strict=True)
-        found = avatars([Picture(image, subject, prompt, 0) for image, prompt in pairs])
-        return np.stack([found[name] for name in SCORES])
+        return images
+
+    def draw_rival(
+        self, variant: Variant, avatars: Avatars, subject: Subject, call: dict[str, Any]
+    ) -> list[Image.Image]:
+        """By what a rival learnt of the photo, under its own guidance or under ours."""
+        learning = dict(variant.learning) | {"seed": _number(subject)}
+        learning |= {"caption": self.caption(avatars, subject, variant.caption)} if variant.caption else {}
+        name = json.dumps([variant.rival, variant.learning, variant.caption], sort_keys=True)
+        file = self.work / "concepts" / f"{zlib.crc32(name.encode()):08x}" / f"{subject.name}.safetensors"
+        concept = RivalConcept(self.pipe, variant.rival, subject.photos[0], file, **learning)
+        prompts, generators = list(subject.prompts), _generators(subject)
+        with self.autocast:
+            if variant.own_guidance:
+                sampling = Sampling(scheduler=variant.scheduler, num_inference_steps=call["num_inference_steps"])
+                return concept.by_its_own_guidance(prompts, generators, call["guidance_scale"], sampling)
+            return concept.as_subject(prompts, generators, **call)
 
     def concept(self, variant: Variant, avatars: Avatars, subject: Subject) -> Path:
         """Where the concept of a person lies; learnt now if it isn't there."""
@@ -110,6 +138,10 @@ class Drawing:
     def caption(avatars: Avatars, subject: Subject, kind: str) -> str:
         """Of the person's photo."""
         return photo_caption(avatars.truth[subject.name][0].control, kind, _number(subject))
+
+
+def _generators(subject: Subject) -> list[torch.Generator]:
+    return [picture_generator(subject.name, prompt, 0) for prompt in subject.prompts]
 
 
 def _number(subject: Subject) -> int:
@@ -139,7 +171,7 @@ def main(
                 scores = drawing.scores(variants[name], scales, avatars, subject)
                 rows.add(variants[name], scales, subject.name, scores)
 
-    fill(Avatars(people, "validation"), dict.fromkeys(variants, grid))
+    fill(Avatars(people, "validation"), grids(variants, grid))
     chosen = chosen_scales(rows, variants, grid, targets)
     fill(Avatars(test_people, "test"), {n: list(dict.fromkeys(filter(None, found))) for n, found in chosen.items()})
     return rows

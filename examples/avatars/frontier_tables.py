@@ -38,14 +38,29 @@ class Variant:
     negative: bool = False
     promptnet: str = ""
     scheduler: str = "UniPC"
+    rival: str = ""  # whose concept stands for S*
+    own_guidance: bool = False  # the rival's own, at ω_1 alone
+    scales: Sequence[Scales] = ()  # in place of the grid of all
 
     def __post_init__(self):
+        object.__setattr__(self, "scales", tuple(tuple(pair) for pair in self.scales))
         if self.caption not in CAPTIONS:
             raise ValueError(f"`caption` must be one of {CAPTIONS}, got {self.caption!r}.")
 
     @property
     def key(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """What tells it from others in the rows: all but the scales, of which each row has its own."""
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "scales"}, sort_keys=True)
+
+
+def grids(variants: dict[str, Variant], usual: Sequence[Scales]) -> dict[str, Sequence[Scales]]:
+    """The pairs of scales that each variant is drawn with."""
+    return {name: variant.scales or usual for name, variant in variants.items()}
+
+
+def validation_people(rows: "Rows", variants: dict[str, Variant], grid: Sequence[Scales]) -> list[str]:
+    """Those whom all variants have been drawn of, over their whole grids."""
+    return rows.people(list(zip(variants.values(), grids(variants, grid).values(), strict=True)), "validation")
 
 
 class Rows:
@@ -64,10 +79,10 @@ class Rows:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def people(self, variants: Sequence[Variant], grid: Sequence[Scales], split: str) -> list[str]:
-        """Those of a split that have been drawn with every variant and all scales."""
+    def people(self, drawn: Sequence[tuple[Variant, Sequence[Scales]]], split: str) -> list[str]:
+        """Those of a split that have been drawn with every variant and its scales."""
         found = sorted({person for *_, person in self.known if person.startswith(split)})
-        return [p for p in found if all((v.key, scales, p) in self.known for v in variants for scales in grid)]
+        return [p for p in found if all((v.key, scales, p) in self.known for v, grid in drawn for scales in grid)]
 
     def pictures(self, variant: Variant, scales: Scales, people: Sequence[str]) -> np.ndarray:
         """Identity and prompt score `[people, 2, prompts]`."""
@@ -75,7 +90,8 @@ class Rows:
 
     def points(self, variant: Variant, grid: Sequence[Scales], people: Sequence[str]) -> np.ndarray:
         """Means of each person `[people, scales, 2]`."""
-        return np.stack([np.nanmean(self.pictures(variant, scales, people), axis=2) for scales in grid], axis=1)
+        means = [np.nanmean(self.pictures(variant, scales, people), axis=2) for scales in grid]
+        return np.stack(means, axis=1)
 
 
 def frontier(points: np.ndarray) -> np.ndarray:
@@ -106,42 +122,37 @@ def chosen_scales(
     rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float] = TARGETS
 ) -> dict[str, list[Scales | None]]:
     """For each variant the scales that validation people choose for the three identities."""
-    people = rows.people(list(variants.values()), grid, "validation")
-    means = {name: rows.points(variant, grid, people).mean(axis=0) for name, variant in variants.items()}
-    indices = {name: [choose(points, target) for target in targets] for name, points in means.items()}
-    return {name: [None if i is None else grid[i] for i in found] for name, found in indices.items()}
+    people, chosen = validation_people(rows, variants, grid), {}
+    for name, scales in grids(variants, grid).items():
+        points = rows.points(variants[name], scales, people).mean(axis=0)
+        indices = [choose(points, target) for target in targets]
+        chosen[name] = [None if index is None else scales[index] for index in indices]
+    return chosen
 
 
 def validation_table(
     rows: Rows, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float] = TARGETS
 ) -> str:
     """Area and prompt at three identities with 95 % intervals over people, and the area's difference from the first."""
-    people = rows.people(list(variants.values()), grid, "validation")
-    draws = {
-        name: bootstrap_means(rows.points(variant, grid, people)) for name, variant in variants.items()
-    }  # [draws, scales, 2], of the same people in every draw
-    areas = {name: np.array([area(points) for points in drawn]) for name, drawn in draws.items()}
+    people, of = validation_people(rows, variants, grid), grids(variants, grid)
+    points = {name: rows.points(variant, of[name], people) for name, variant in variants.items()}
+    draws = {name: bootstrap_means(one) for name, one in points.items()}  # [draws, scales, 2], of the same people
+    areas = {name: np.array([area(drawn) for drawn in draws[name]]) for name in variants}
+    means = {name: area(points[name].mean(axis=0)) for name in variants}
     first = next(iter(variants))
     lines = [
         ["variant", "area", "difference", *(f"prompt at {target:.2f}" for target in targets)],
         ["---"] * (3 + len(targets)),
     ]
-    for name, variant in variants.items():
-        points = rows.points(variant, grid, people).mean(axis=0)
-        cells = [name, _cell(area(points), areas[name])]
-        difference = areas[name] - areas[first]
-        cells.append(
-            "" if name == first else _cell(area(points) - _area_of(rows, variants[first], grid, people), difference)
-        )
+    for name in variants:
+        difference = _cell(means[name] - means[first], areas[name] - areas[first])
+        cells = [name, _cell(means[name], areas[name]), "" if name == first else difference]
         for target in targets:
             values = np.array([prompt_at(drawn, target) for drawn in draws[name]])
-            cells.append(_cell(float(prompt_at(points, target)), values))
+            cells.append(_cell(float(prompt_at(points[name].mean(axis=0), target)), values))
         lines.append(cells)
-    return f"{len(people)} validation people, {len(grid)} pairs of scales.\n\n{markdown(lines)}"
-
-
-def _area_of(rows: Rows, variant: Variant, grid: Sequence[Scales], people: Sequence[str]) -> float:
-    return area(rows.points(variant, grid, people).mean(axis=0))
+    pairs = " or ".join(map(str, sorted({len(scales) for scales in of.values()})))
+    return f"{len(people)} validation people, {pairs} pairs of scales.\n\n{markdown(lines)}"
 
 
 def _cell(mean: float, values: np.ndarray) -> str:
@@ -160,7 +171,7 @@ def confirmed_table(
     first = next(iter(variants))
     for name, variant in variants.items():
         for target, scales, usual in zip(targets, chosen[name], chosen[first], strict=True):
-            people = rows.people([variant], [scales], "test") if scales else []
+            people = rows.people([(variant, [scales])], "test") if scales else []
             if not people:
                 continue
             scores = rows.pictures(variant, scales, people)  # [people, 2, prompts]
@@ -168,7 +179,7 @@ def confirmed_table(
             cells = [
                 "{:.3f} ({:.3f} to {:.3f})".format(*bootstrap_interval(scores[:, i].ravel(), owner)) for i in (0, 1)
             ]
-            if name != first and usual and rows.people([variants[first]], [usual], "test") == people:
+            if name != first and usual and rows.people([(variants[first], [usual])], "test") == people:
                 others = rows.pictures(variants[first], usual, people)[:, 1].ravel()
                 found = paired_difference(scores[:, 1].ravel(), others, owner)
                 cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
@@ -183,14 +194,15 @@ def kinds_table(
 ) -> str:
     """The prompt score of each kind of prompt, on validation people, with the scales chosen for the middle identity."""
     identity = targets[len(targets) // 2]
-    people, kinds = rows.people(list(variants.values()), grid, "validation"), list(dict.fromkeys(KINDS))
+    people, kinds = validation_people(rows, variants, grid), list(dict.fromkeys(KINDS))
+    of = grids(variants, grid)
     lines = [["variant", "ω_1, ω_2", *kinds], ["---"] * (2 + len(kinds))]
     for name, variant in variants.items():
-        index = choose(rows.points(variant, grid, people).mean(axis=0), identity)
+        index = choose(rows.points(variant, of[name], people).mean(axis=0), identity)
         if index is not None:
-            prompts = rows.pictures(variant, grid[index], people)[:, 1]  # [people, prompts]
+            prompts = rows.pictures(variant, of[name][index], people)[:, 1]  # [people, prompts]
             cells = [np.nanmean(prompts[:, [kind == one for one in KINDS]]) for kind in kinds]
-            scales = "{:g}, {:g}".format(*grid[index])
+            scales = "{:g}, {:g}".format(*of[name][index])
             lines.append([name, scales, *(f"{cell:.2f}" for cell in cells)])
     return markdown(lines)
 
@@ -205,17 +217,15 @@ def plot(
     """All pairs of scales as points, frontiers as lines; test people as crosses."""
     figure = Figure(figsize=(10, 5), layout="tight")
     axes = figure.subplots()
-    people, chosen = (
-        rows.people(list(variants.values()), grid, "validation"),
-        chosen_scales(rows, variants, grid, targets),
-    )
+    people, chosen = validation_people(rows, variants, grid), chosen_scales(rows, variants, grid, targets)
+    of = grids(variants, grid)
     for number, (name, variant) in enumerate(variants.items()):
-        points, colour = rows.points(variant, grid, people).mean(axis=0), f"C{number}"
+        points, colour = rows.points(variant, of[name], people).mean(axis=0), f"C{number}"
         front = frontier(points)
         axes.plot(points[:, 1], points[:, 0], "o", color=colour, markersize=4)
         axes.plot(front[:, 1], front[:, 0], "-", color=colour, label=name)
         for scales in filter(None, chosen[name]):
-            if tested := rows.people([variant], [scales], "test"):
+            if tested := rows.people([(variant, [scales])], "test"):
                 identity, prompt = rows.points(variant, [scales], tested).mean(axis=(0, 1))
                 axes.plot(prompt, identity, "x", color=colour)
     axes.set(xlabel="prompt", ylabel="identity", title="validation people; test people as crosses")
@@ -245,7 +255,8 @@ def publish(
     about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid, "targets": targets}
     PUBLISHED.mkdir(exist_ok=True)
     write_whole(PUBLISHED / f"frontier_{name}.json", json.dumps(about, indent=1) + "\n")
-    wanted = {(variant.key, tuple(scales)) for variant in variants.values() for scales in grid}
+    of = grids(variants, grid)
+    wanted = {(variants[one].key, tuple(scales)) for one in variants for scales in of[one]}
     lines = []
     for line in (work / "rows.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

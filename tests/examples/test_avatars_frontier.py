@@ -22,6 +22,7 @@ from frontier_tables import (
     read_scales,
     read_variants,
     redraw,
+    validation_people,
     validation_table,
 )
 from score import reference_portrait
@@ -73,7 +74,7 @@ def test_the_tables_say_by_how_much_the_second_is_ahead(tmp_path):
     assert first.split(" | ")[2] == ""
     difference, low = second.split(" | ")[2].split(" (")
     assert float(difference) == pytest.approx(0.1 * np.mean(AREA < 0.8), abs=0.02) and float(low.split()[0]) > 0
-    people = rows.people(list(variants.values()), GRID, "validation")
+    people = validation_people(rows, variants, GRID)
     assert len(people) == 5
     mean = rows.points(variants["captioned"], GRID, people).mean(axis=(0, 1))
     assert mean == pytest.approx([0.75, 0.8], abs=0.03)
