@@ -10,22 +10,24 @@ choose the scales for three identities, test people confirm them. The file names
      "another PromptNet": {"promptnet": "outputs/new/promptnet", "call": {"num_fusion_steps": 1}}}
 
 `caption` says what the photo shows besides the person: all of it (right), half of it, or all with one word wrong;
-`negative` gives the right caption as the negative prompt. `rival` draws what one of the study's rivals learnt of the
-photo as the subject; with `own_guidance` by classifier-free guidance at ω_1, as the rival itself does. Rows are written
-as they are finished, concepts are kept, so a run that was stopped goes on. Its tables are made by `frontier_tables.py`.
+`negative` gives the right caption as the negative prompt; `trial` is one of `trials.py`. `rival` draws what one of the
+study's rivals learnt of the photo as the subject, with `own_guidance` by classifier-free guidance at ω_1, as the rival
+itself does. Rows are written as they are finished, concepts are kept, so a run that was stopped goes on. Its tables are
+made by `frontier_tables.py`.
 """
 
 import argparse
 import json
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import trials
 from frontier_tables import (
     GRID,
     SCORES,
@@ -103,8 +105,8 @@ class Drawing:
             self.pipe.load_concept(self.concept(variant, avatars, subject))
         else:
             call["image"] = list(subject.photos) * len(subject.prompts)
-        with self.autocast:
-            images = self.pipe(list(subject.prompts), generator=_generators(subject), **call).images
+        with self.autocast, trials.drawing(self.pipe, variant.trial) as more:
+            images = self.pipe(list(subject.prompts), generator=_generators(subject), **call | more).images
         self.pipe.unload_concept()
         return images
 
@@ -126,12 +128,19 @@ class Drawing:
 
     def concept(self, variant: Variant, avatars: Avatars, subject: Subject) -> Path:
         """Where the concept of a person lies; learnt now if it isn't there."""
-        learning = json.dumps([variant.learning, variant.caption, variant.promptnet], sort_keys=True)
+        trial = [variant.trial] if variant.trial in (*trials.CUSTOMISING, trials.SEVERAL) else []
+        learning = json.dumps([variant.learning, variant.caption, variant.promptnet, *trial], sort_keys=True)
         folder = self.work / "concepts" / f"{zlib.crc32(learning.encode()):08x}" / subject.name
         if not folder.exists():
             settings = {**DEMO_CUSTOMIZE, "seed": _number(subject), **variant.learning}
-            settings |= {"caption": self.caption(avatars, subject, variant.caption)} if variant.caption else {}
-            self.pipe.customize(subject.photos[0], **settings).save_pretrained(folder)
+            photos = [(subject.photos[0], avatars.truth[subject.name][0].control)]
+            if variant.trial == trials.SEVERAL:
+                photos += [avatars.other_photo(subject.name, number) for number in (1, 2)]
+            if variant.caption:
+                said = (photo_caption(control, variant.caption, _number(subject)) for _, control in photos)
+                settings["caption"] = tuple(said)
+            images = [image for image, _ in photos]
+            trials.customize(self.pipe, variant.trial, images, **settings).save_pretrained(folder)
         return folder
 
     @staticmethod
@@ -159,6 +168,7 @@ def main(
     device: str = "cpu",
     precision: str = "no",
     targets: Sequence[float] = TARGETS,
+    chooser: Callable = chosen_scales,
 ) -> Rows:
     """Fill in the rows that are missing: validation people on the whole grid, test people with the chosen scales."""
     work.mkdir(parents=True, exist_ok=True)
@@ -172,7 +182,7 @@ def main(
                 rows.add(variants[name], scales, subject.name, scores)
 
     fill(Avatars(people, "validation"), grids(variants, grid))
-    chosen = chosen_scales(rows, variants, grid, targets)
+    chosen = chooser(rows, variants, grid, targets)
     fill(Avatars(test_people, "test"), {n: list(dict.fromkeys(filter(None, found))) for n, found in chosen.items()})
     return rows
 

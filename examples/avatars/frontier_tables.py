@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from score import PROJECT
+from trials import TRIALS
 
 from profusion_pipeline.common.files import write_whole
 from profusion_pipeline.evaluation.metrics import bootstrap_interval, bootstrap_means, paired_difference
@@ -40,12 +41,15 @@ class Variant:
     scheduler: str = "UniPC"
     rival: str = ""  # whose concept stands for S*
     own_guidance: bool = False  # the rival's own, at ω_1 alone
+    trial: str = ""  # of `trials.py`
     scales: Sequence[Scales] = ()  # in place of the grid of all
 
     def __post_init__(self):
         object.__setattr__(self, "scales", tuple(tuple(pair) for pair in self.scales))
         if self.caption not in CAPTIONS:
             raise ValueError(f"`caption` must be one of {CAPTIONS}, got {self.caption!r}.")
+        if self.trial not in TRIALS:
+            raise ValueError(f"`trial` must be one of {TRIALS}, got {self.trial!r}.")
 
     @property
     def key(self) -> str:
@@ -255,15 +259,19 @@ def publish(
     about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid, "targets": targets}
     PUBLISHED.mkdir(exist_ok=True)
     write_whole(PUBLISHED / f"frontier_{name}.json", json.dumps(about, indent=1) + "\n")
-    of = grids(variants, grid)
-    wanted = {(variants[one].key, tuple(scales)) for one in variants for scales in of[one]}
-    lines = []
-    for line in (work / "rows.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if (Variant(**json.loads(row["variant"])).key, tuple(row["scales"])) in wanted and line not in lines:
-            lines.append(line)
-    write_whole(PUBLISHED / f"frontier_{name}.jsonl", "\n".join(lines) + "\n")
+    write_whole(PUBLISHED / f"frontier_{name}.jsonl", stored_rows(work / "rows.jsonl", variants, grid))
     return redraw(PUBLISHED, DOCUMENT)
+
+
+def stored_rows(path: Path, variants: dict[str, Variant], grid: Sequence[Scales]) -> str:
+    """The lines of a file of rows that belong to these variants with their scales, each once."""
+    of, lines = grids(variants, grid), {}
+    wanted = {(variants[one].key, tuple(scales)) for one in variants for scales in of[one]}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if (Variant(**json.loads(row["variant"])).key, tuple(row["scales"])) in wanted:
+            lines[line] = None
+    return "\n".join(lines) + "\n"
 
 
 def redraw(folder: Path, document: Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 from attributes import AttributeReader
 from PIL import Image
 from score import IDENTITY_VALUES, PROJECT, SCORER, MiniCLIP, agreement, control_prompts, reference_portrait
-from world import PLACE_WORDS, SCENES, Portrait, Renderer
+from world import PLACE_WORDS, SCENES, Control, Portrait, Renderer
 
 from profusion_pipeline import ProFusionPipeline
 from profusion_pipeline.common.files import whole_folder
@@ -32,6 +32,7 @@ from profusion_pipeline.evaluation.subjects import Picture, Subject
 
 PUBLISHED, DOCUMENT = PROJECT / "docs" / "study", PROJECT / "docs" / "study.md"
 Asked = dict[str, str]
+OTHER_PHOTOS = 100_000  # how far apart the seeds of a person's photos are
 
 
 def study_prompts(rng: random.Random) -> list[tuple[str, Asked]]:
@@ -59,6 +60,13 @@ class Avatars(Measure):
             name = f"{split}-{number:03d}"
             self.truth[name] = portrait, asked
             self.subjects.append(Subject(name, (Image.fromarray(render(portrait)),), tuple(asked)))
+
+    def other_photo(self, name: str, number: int) -> tuple[Image.Image, Control]:
+        """Another photo of one of them, in other clothes and elsewhere, and what it shows besides the person."""
+        portrait, _ = self.truth[name]
+        other = reference_portrait(OTHER_PHOTOS * number + int(name.rsplit("-", 1)[1]), name.rsplit("-", 1)[0])
+        portrait = Portrait(portrait.identity, other.control)
+        return Image.fromarray(Renderer()(portrait)), portrait.control
 
     def __call__(self, pictures: Sequence[Picture]) -> dict[str, np.ndarray]:
         """Share of the person's attributes, and of what the prompt asks for, that the classifier reads."""
