@@ -34,6 +34,7 @@ EXTRAS = {
     "training.trainer": TRAINING,
     "training.run": TRAINING,
     "training.components": TRAINING,
+    "training.trackers": TRAINING,
 }
 
 # The method: these files are also the files of a Hub repository, where nothing but themselves can be imported.

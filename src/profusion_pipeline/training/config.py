@@ -200,6 +200,13 @@ class TrainingConfig:
         minimum=1,
         resumable=True,
     )
+    report_to: tuple[str, ...] = setting(
+        (),
+        help="Trackers of accelerate that are told what log.jsonl is, and shown the validation pictures: tensorboard, "
+        "wandb, trackio, mlflow, comet_ml, aim, clearml, dvclive or swanlab, as they are installed; all, or none. If "
+        "not given, tensorboard where it is installed. Those that send to a server do so.",
+        resumable=True,
+    )
     push_to_hub: bool = setting(
         False,
         help="Publish the base pipeline with the trained promptnet, in float32, as hub_model_id in the end; needs a "

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from huggingface_hub import create_repo, get_token
 from PIL import Image
@@ -38,7 +37,8 @@ from .validation import assemble_pipeline, draw_validation_grid
 
 try:
     from accelerate import Accelerator
-    from accelerate.utils import is_tensorboard_available
+
+    from .trackers import chosen_trackers, report_picture, start_trackers
 except ImportError as error:
     raise ImportError("Training needs accelerate: `pip install accelerate`.") from error
 
@@ -149,7 +149,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
     """Train a PromptNet on a data set of pictures, from nothing or from the newest checkpoint.
 
     In `config.output` appear: `checkpoints/step-.../` (the newest few), `log.jsonl`, `validation/step-....png`,
-    `tensorboard/` if tensorboard is installed, and in the end `promptnet/`, the averaged weights, to be used as
+    what trackers write, such as `tensorboard/`, and in the end `promptnet/`, the averaged weights, to be used as
     `ProFusionPipeline.from_pretrained(base, promptnet=PromptNet.from_pretrained(folder))`.
 
     A run can be stopped at any time, also by `kill -9`, and goes on from its newest checkpoint with `resume=True`; on
@@ -172,6 +172,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
         The folder of the trained PromptNet.
 
     Raises:
+        ImportError: The package of a tracker isn't installed.
         ValueError: Data, models, the repository to publish or the checkpoint to resume from don't fit the settings;
             what a launcher says contradicts them or can't be done, or it has started fewer processes than asked for;
             another process is training into `output`.
@@ -185,7 +186,7 @@ def train_promptnet(config: TrainingConfig) -> Path:
         >>> train_promptnet(config)  # doctest: +SKIP
     """
     config = _as_launched(config)
-    output = Path(config.output)
+    output, trackers = Path(config.output), chosen_trackers(config.report_to)
     check_folder(output, "`output`")
     photos = [load_reference_image(file, name="validation_images") for file in config.validation_images]
     accelerator = Accelerator(
@@ -193,20 +194,21 @@ def train_promptnet(config: TrainingConfig) -> Path:
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,  # the learning rate is a function of the step alone
-        log_with="tensorboard" if is_tensorboard_available() else None,
         project_dir=output,
     )
     if not accelerator.is_main_process:
-        return _train(config, accelerator, photos)
+        return _train(config, accelerator, photos, trackers)
     if config.push_to_hub:
         _make_repository(config.hub_model_id)
     output.mkdir(parents=True, exist_ok=True)
     sentence = f"`output` must not be in use: another process is training into {shown_path(output)} at this moment."
     with only_process(output, "train", sentence):
-        return _train(config, accelerator, photos)
+        return _train(config, accelerator, photos, trackers)
 
 
-def _train(config: TrainingConfig, accelerator: Accelerator, photos: Sequence[Image.Image]) -> Path:
+def _train(
+    config: TrainingConfig, accelerator: Accelerator, photos: Sequence[Image.Image], trackers: Sequence[str]
+) -> Path:
     """What [`train_promptnet`] does once no other run can disturb it."""
     output = Path(config.output)
     checkpoints, promptnet_folder = output / "checkpoints", output / "promptnet"
@@ -219,7 +221,7 @@ def _train(config: TrainingConfig, accelerator: Accelerator, photos: Sequence[Im
     run = TrainingRun(config, accelerator)
     whole = list_checkpoints(checkpoints)
     untold_losses = run.load_checkpoint(whole[-1]) if whole else []
-    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": run.step + 1}})
+    start_trackers(accelerator, trackers, output=output, step=run.step, settings=dataclasses.asdict(run.config))
     log = TrainingLog(
         output / "log.jsonl" if accelerator.is_main_process else None,
         first_step=run.step,
@@ -307,7 +309,7 @@ def _agree_to_stop(stop: StopSignal, run: TrainingRun) -> bool:
 
 
 def _show_validation(run: TrainingRun, photos: Sequence[Image.Image], folder: Path) -> None:
-    """Write the grid as a PNG, and into tensorboard if it is there."""
+    """Write the grid as a PNG, and show it in the trackers."""
     if not run.accelerator.is_main_process:
         return
     with run.averaged_promptnet() as promptnet, run.accelerator.autocast():
@@ -315,4 +317,4 @@ def _show_validation(run: TrainingRun, photos: Sequence[Image.Image], folder: Pa
     folder.mkdir(exist_ok=True)
     write_pictures([grid], [folder / f"step-{run.step:08d}.png"])
     for tracker in run.accelerator.trackers:
-        tracker.log_images({"validation": np.asarray(grid)[None]}, step=run.step, dataformats="NHWC")
+        report_picture(tracker, "validation", grid, run.step)
