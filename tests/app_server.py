@@ -44,7 +44,8 @@ def serving(studio: Studio, uploads: Path) -> Iterator[str]:
 
 def values(**changed) -> list:
     """What the widgets of the left column say, in their order."""
-    given = dict(source=PORTRAIT, portrait="1", photos=None, webcam=None, noun="man", prompts="S*", position=0.5)
+    given = dict(source=PORTRAIT, portrait="1", photos=None, webcam=None, crop_face=False)
+    given |= dict(noun="man", prompts="S*", position=0.5)
     given |= dict(by_hand=False, guidance_scale=2.5, class_guidance_scale=5.0, m=0, fusion_scale=2.5, gamma=0.8)
     given |= dict(steps=2, seed=7, side=None)
     assert changed.keys() <= given.keys()

@@ -630,6 +630,19 @@ def test_a_loss_that_is_not_a_number_saves_nothing(customize, tmp_path, capsys):
     assert (tmp_path / "concept" / "concept.safetensors").read_bytes() == before
 
 
+def test_customize_cuts_to_the_face_and_warns(customize, tmp_path, capsys):
+    from skimage import data
+
+    Image.fromarray(data.astronaut()).save(tmp_path / "astronaut.png")
+    assert customize("--image", tmp_path / "astronaut.png", "--crop-face", "auto", "--keep-thumbnail") == 0
+    assert "No face" not in capsys.readouterr().err
+    concept = Concept.from_pretrained(tmp_path / "concept")
+    assert concept.settings["crop_face"] == "auto"
+    # The demo's portraits are drawings, which the cascades don't know.
+    assert customize("--image", "demo", "--crop-face", "auto", out="other") == 0
+    assert "No face was found in the photo" in capsys.readouterr().err
+
+
 def test_customize_reads_the_mask(customize, photo, capsys):
     assert customize("--mask", photo, "--background", "keep") == 1
     assert "`mask` is given, but `background` is 'keep'" in capsys.readouterr().err

@@ -119,7 +119,7 @@ def _customize(args: argparse.Namespace) -> None:
     for file in args.mask or ():  # read again with its photo, as it is: transparent, or of numbers too dark to see
         load_picture(file, name="--mask")
     pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype))
-    concept = customize(pipe, photos, config, mask=args.mask)
+    concept = customize(pipe, photos, config, mask=args.mask, warn=lambda text: print(text, file=sys.stderr))
 
     def write(folder: Path) -> None:
         if args.force:

@@ -2,12 +2,14 @@
 
 import pytest
 from PIL import Image
+from skimage import data
 
 from app_server import values
 from concepts import learn
 from profusion_pipeline.app.inputs import CONCEPT, PHOTOS, read_axes, read_inputs
 from profusion_pipeline.app.studio import Studio
 from profusion_pipeline.demo import demo_portraits
+from profusion_pipeline.method.faces import crop_face
 
 
 @pytest.fixture
@@ -32,6 +34,18 @@ def test_inputs(studio, tmp_path):
     assert len(read(studio, source=PHOTOS, photos=[file], webcam=file)[0].photos) == 2
     concept = learn()["ada"]
     assert read(studio, concept, source=CONCEPT)[0].concept is concept
+
+
+def test_photos_are_cut_to_their_faces(studio, tmp_path):
+    said = []
+    photo = Image.fromarray(data.astronaut())
+    photo.save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "nobody.png")
+    files = [str(tmp_path / name) for name in ("a.png", "nobody.png")]
+    who, *_ = read_inputs(studio, *values(source=PHOTOS, photos=files, crop_face=True), None, warn=said.append)
+    assert [one.size for one in who.photos] == [(512, 512), (64, 64)]
+    assert who.seen[0].tobytes() == crop_face(photo).tobytes() and who.seen[1].size == (64, 64)
+    assert len(said) == 1 and "No face was found" in said[0]
 
 
 def test_inputs_that_lack_somebody(studio):

@@ -2,11 +2,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 
 from concepts import photo
 from profusion_pipeline.customization.augmentation import paint_colour
 from profusion_pipeline.customization.config import CustomizeConfig
-from profusion_pipeline.customization.subject_pool import augmented_pictures, encode_pictures, read_mask, read_photo
+from profusion_pipeline.customization.subject_pool import (
+    augmented_pictures,
+    cut_to_faces,
+    encode_pictures,
+    read_mask,
+    read_photo,
+)
+from profusion_pipeline.method.faces import crop_face
 
 
 def pictures(picture: Image.Image, *, mask=None, paint=None, side: int = 16, **settings) -> list[np.ndarray]:
@@ -113,3 +121,22 @@ def test_of_a_strip_the_middle_is_augmented():
     made = pictures(strip, mask=mask, side=16, pool_size=2)
     assert [one.shape for one in made] == [(129, 16, 3)] * 2
     assert (made[0][30:100, :, 0] > 250).all()
+
+
+def test_photos_and_masks_are_cut_to_the_face():
+    """Of NASA's portrait of Eileen Collins, in scikit-image's wheel; the mask is the photo's own left half."""
+    astronaut, said = Image.fromarray(data.astronaut()), []
+    mask = Image.new("L", astronaut.size)
+    mask.paste(255, (0, 0, 224, 512))  # of her face about one half
+    nobody, no_mask = Image.new("RGB", (64, 80)), None
+    photos, masks = cut_to_faces([astronaut, nobody], [mask, no_mask], said.append)
+    assert np.array_equal(photos[0], crop_face(astronaut)) and photos[1] is nobody
+    assert masks[0].size == photos[0].size and masks[1] is None
+    columns = np.asarray(masks[0])[masks[0].height // 2]
+    assert columns[0] == 255 and columns[-1] == 0 and (columns > 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert len(said) == 1 and "No face was found" in said[0]
+    beyond = astronaut.crop((150, 20, 300, 240))  # her head reaches the edge: the mask doesn't go on there
+    (_,), (mask,) = cut_to_faces([beyond], [Image.new("L", beyond.size, 255)], said.append)
+    assert mask.getextrema() == (0, 255)
+    with pytest.raises(ValueError, match="`mask` must be light on the subject, it is dark all over the square"):
+        cut_to_faces([astronaut], [Image.new("L", astronaut.size)])

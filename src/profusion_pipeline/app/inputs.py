@@ -1,9 +1,10 @@
 """What a visitor asks for: the values of the page's widgets, as whom, which prompts and how."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..common.open_pipeline import DEMO
 from ..method.concept_file import Concept
+from ..method.faces import crop_face as cut_face
 from .studio import Settings, Studio, Who
 from .uploads import read_concept, read_photos
 
@@ -16,6 +17,7 @@ def read_inputs(
     portrait: str,
     photos: Sequence[str] | None,
     webcam: str | None,
+    crop_face: bool,
     class_noun: str,
     prompts: str,
     position: float,
@@ -29,6 +31,8 @@ def read_inputs(
     seed: int | None,
     side: int | None,
     learnt: Concept | None,
+    *,
+    warn: Callable[[str], None] | None = None,
 ) -> tuple[Who, str, Settings]:
     """What the widgets of the left column say.
 
@@ -38,6 +42,7 @@ def read_inputs(
         portrait: The number of one, from 1.
         photos: Uploaded files.
         webcam: File of a webcam's picture.
+        crop_face: Whether photos are cut to their face.
         class_noun: What the person is.
         prompts: One a line.
         position: Of the slider.
@@ -51,11 +56,13 @@ def read_inputs(
         seed: -1, or None, for any.
         side: Of the pictures; 0, or None, for the model's own.
         learnt: The visitor's concept.
+        warn: As of `crop_face` in `method/faces.py`.
 
     Returns:
         Whom, which prompts, and how.
 
     Raises:
+        ImportError: A face is to be found, and OpenCV 4 isn't installed.
         ValueError: A photo or concept is asked for that is not there or can't be read.
 
     Example:
@@ -68,6 +75,8 @@ def read_inputs(
         who["concept"] = learnt
     elif source == PHOTOS:
         who["photos"] = read_photos([*(photos or ()), *([webcam] if webcam else ())], studio.limits)
+        if crop_face:
+            who["faces"] = [cut_face(photo, warn) for photo in who["photos"]]
     else:
         who |= {"photos": [studio.portraits[int(portrait) - 1]], "source": f"{DEMO}:{int(portrait)}"}
     scales = {"guidance_scale": guidance_scale, "class_guidance_scale": class_guidance_scale} if by_hand else {}

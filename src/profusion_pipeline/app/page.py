@@ -73,7 +73,7 @@ def build_page(studio: Studio, *, on_gpu: Callable[[Callable], Callable] = lambd
 
     def asked(values: Sequence) -> tuple[Who, str, Settings]:
         try:
-            return read_inputs(studio, *values)
+            return read_inputs(studio, *values, warn=gr.Warning)
         except Exception as error:
             raise gr.Error(public_sentence(error), print_exception=False) from None
 
@@ -164,6 +164,9 @@ def _inputs(gr: Any, studio: Studio) -> tuple[list, Any, Any]:
     with gr.Accordion("My photos, or a concept", open=False):
         photos = gr.File(label=f"Up to {limits.photos} photos of one person", file_count="multiple", elem_id="photos")
         webcam = gr.Image(label="Webcam", sources=["webcam"], type="filepath", height=200)
+        crop = gr.Checkbox(
+            False, label="Cut photos to the face", info="For models that learnt from portraits.", elem_id="crop-face"
+        )
         noun = gr.Textbox(studio.class_noun, label="What S* is", info="woman, man, a person, dog ...")
         concept = gr.File(label="A concept's file", file_types=[".safetensors"], elem_id="concept-file")
         shown = gr.HTML(elem_id="concept-shown")
@@ -185,5 +188,20 @@ def _inputs(gr: Any, studio: Studio) -> tuple[list, Any, Any]:
         steps = gr.Slider(1, limits.inference_steps, value=15, step=1, label="Denoising steps", elem_id="steps")
         seed = gr.Number(-1, label="Seed; -1 for any", precision=0, elem_id="seed")
         side = gr.Number(0, label="Side of the pictures; 0 for the model's own", precision=0)
-    inputs = [source, portrait, photos, webcam, noun, prompts, position, by_hand, *scales, *fusion, steps, seed, side]
+    inputs = [
+        source,
+        portrait,
+        photos,
+        webcam,
+        crop,
+        noun,
+        prompts,
+        position,
+        by_hand,
+        *scales,
+        *fusion,
+        steps,
+        seed,
+        side,
+    ]
     return inputs, concept, shown

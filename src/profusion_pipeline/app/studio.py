@@ -19,6 +19,7 @@ from ..customization.customize import customizing
 from ..demo import DEMO_CUSTOMIZE, DEMO_SETTINGS, demo_portraits
 from ..method.checks import check_count, check_number
 from ..method.concept_file import Concept
+from ..method.faces import AUTO
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_prompt import find_placeholder
 from ..notebook.preview import LatentColours, live_preview
@@ -54,6 +55,7 @@ class Who:
 
     Args:
         photos: Of one person.
+        faces: The photos cut to their faces, where the visitor wants these seen.
         concept: In place of photos.
         class_noun: What the person is; a concept brings its own.
         source: Where the photos come from, in the words of `made_with.record_of`.
@@ -64,9 +66,20 @@ class Who:
     """
 
     photos: Sequence[Image.Image] = ()
+    faces: Sequence[Image.Image] = ()
     concept: Concept | None = None
     class_noun: str = "person"
     source: str = LOCAL
+
+    @property
+    def seen(self) -> list[Image.Image]:
+        """What PromptNet looks at."""
+        return list(self.faces or self.photos)
+
+    @property
+    def crop_face(self) -> dict[str, str]:
+        """The setting of a call or of customising that would have cut the photos."""
+        return {"crop_face": AUTO} if self.faces else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +262,7 @@ class Studio:
         """
         if not who.photos:
             raise ValueError("Customising needs a photo: choose a portrait or upload one.")
-        given = {"class_noun": who.class_noun, **(DEMO_CUSTOMIZE if self.demo else {}), **learning}
+        given = {"class_noun": who.class_noun, **who.crop_face, **(DEMO_CUSTOMIZE if self.demo else {}), **learning}
         config = CustomizeConfig(**{name: value for name, value in given.items() if value not in (None, "")})
         if config.steps > self.limits.learning_steps:
             raise ValueError(f"There may be at most {self.limits.learning_steps} steps, got {config.steps}.")
@@ -261,7 +274,7 @@ class Studio:
             if stop.is_set():
                 raise Stopped("Stopped before anything was learnt.")
             losses = []
-            with customizing(self.pipe, list(who.photos), config) as run:
+            with customizing(self.pipe, list(who.photos), config, warn=lambda text: None) as run:  # told by then
                 for record in run.learn():
                     losses.append(record.loss)
                     text = f"learning: step {record.step} of {config.steps}"
@@ -338,7 +351,7 @@ class Studio:
     def _subject(self, who: Who) -> Iterator[dict[str, Any]]:
         """What the call is told of a person; a concept is on the pipeline for this block only."""
         if who.concept is None:
-            yield {"image": list(who.photos), "class_noun": who.class_noun}
+            yield {"image": who.seen, "class_noun": who.class_noun}
             return
         self.pipe.load_concept(who.concept, name=CONCEPT)
         try:
@@ -355,7 +368,7 @@ class Studio:
             model=self.model,
             prompt=prompts[number],
             seed=seed + number,
-            settings=call | ({} if who.concept is not None else {"class_noun": who.class_noun}),
+            settings=call | ({} if who.concept is not None else {"class_noun": who.class_noun, **who.crop_face}),
             batch=(len(prompts), 1, number),
             **whose,
         )

@@ -9,7 +9,7 @@ from ..common.settings import check_settings, setting
 from ..method.checks import check_characters
 from ..method.quoting import quote
 
-AUTO = "auto"  # the caption that a captioning model writes
+AUTO = "auto"  # the caption that a captioning model writes, the cut that a face finder makes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,14 @@ class CustomizeConfig:
     )
     seed: int = setting(
         0, help="Decides augmentations, pairs, noise, timesteps and first weights.", minimum=0, maximum=2**63 - 1
+    )
+
+    # The photo
+    crop_face: str | None = setting(
+        None,
+        help="auto cuts each photo, and its mask, to its face, as the pictures of FFHQ were cut; needs OpenCV 4. If "
+        "not given, to a square around the middle.",
+        choices=(AUTO,),
     )
 
     # Augmentation

@@ -9,7 +9,7 @@ of one picture, reference and target drawn independently.
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from .captioning import PERSON_WORDS, describe_photo
 from .config import AUTO, CustomizeConfig
 from .learning import Learning
 from .learning_weights import LearningWeights, learning_weights
-from .subject_pool import EncodedPool, Photo, augmented_pictures, encode_pictures, read_photos
+from .subject_pool import EncodedPool, Photo, augmented_pictures, cut_to_faces, encode_pictures, read_photos
 
 logger = logging.get_logger(__name__)
 
@@ -43,6 +43,7 @@ def customize(
     *,
     mask: Photo | Sequence[Photo] | None = None,
     paint: Painter | None = None,
+    warn: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Concept:
     """Bring S* nearer to the subject of a photo; also the method `customize` of a pipeline.
@@ -56,13 +57,15 @@ def customize(
         mask: Where the subject is, a picture of the photo's size with light on the subject; a list with one for each
             photo, where there are several. A centred ellipse if None.
         paint: What paints the background in place of `config.background`, for example [`inpainter`]'s.
+        warn: With `crop_face`, is called with a sentence if a photo has no face, several, or a small one; the log if
+            None.
         **settings: Fields of [`CustomizeConfig`], which go before those of `config`.
 
     Returns:
         The concept, in float16 on the CPU.
 
     Raises:
-        ImportError: PEFT, or bitsandbytes for the 8-bit optimiser, isn't installed.
+        ImportError: PEFT, bitsandbytes for the 8-bit optimiser, or OpenCV 4 for `crop_face` isn't installed.
         TypeError: Photo, mask or a setting is of another type.
         ValueError: Photo or mask can't be read or don't fit, a setting is out of range, or the pipeline lacks a part.
         FloatingPointError: A loss or a learnt weight is not finite; the sentence names the step.
@@ -76,7 +79,8 @@ def customize(
         >>> pipe.load_concept(concept)
     """
     config = dataclasses.replace(config or CustomizeConfig(), **settings)
-    with customizing(pipe, photo, config, mask=mask, paint=paint) as run, pipe.progress_bar(total=config.steps) as bar:
+    given = dict(mask=mask, paint=paint, warn=warn)
+    with customizing(pipe, photo, config, **given) as run, pipe.progress_bar(total=config.steps) as bar:
         for record in run.learn():
             bar.set_postfix(loss=f"{record.loss:.4f}")
             bar.update()
@@ -91,6 +95,7 @@ def customizing(
     *,
     mask: Photo | Sequence[Photo] | None = None,
     paint: Painter | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Iterator["Customization"]:
     """A customising under way; when the block ends, by an error or Ctrl-C too, the pipeline is the one of before.
 
@@ -100,6 +105,7 @@ def customizing(
         config: All settings.
         mask: As of [`customize`].
         paint: As of [`customize`].
+        warn: As of [`customize`].
 
     Yields:
         A [`Customization`].
@@ -126,6 +132,8 @@ def customizing(
     for prompt in config.learning_prompts:
         find_placeholder(prompt, pipe.config.placeholder)
     photos, masks = read_photos(photo, mask)
+    if config.crop_face is not None:
+        photos, masks = cut_to_faces(photos, masks, warn)
     if len(config.learning_prompts) not in (1, len(photos)):
         raise ValueError(
             f"`caption` must be one for all photos or one for each of {len(photos)}, got {len(config.captions)}."

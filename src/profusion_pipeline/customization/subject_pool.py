@@ -1,6 +1,6 @@
 """A photo -> a pool of augmented pictures of its subject, as PromptNet and UNet read them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ..method.encoding import posterior, vision_states
+from ..method.faces import cut_square, find_square
 from ..method.framing import vae_pixels, vision_pixels
 from ..method.mask_picture import load_mask
 from ..method.pipeline_profusion import ProFusionPipeline
@@ -124,6 +125,42 @@ def read_photos(
     return photos, [
         None if one is None else read_mask(one, photo.size) for one, photo in zip(masks, photos, strict=True)
     ]
+
+
+def cut_to_faces(
+    photos: Sequence[Image.Image], masks: Sequence[Image.Image | None], warn: Callable[[str], None] | None = None
+) -> tuple[list[Image.Image], list[Image.Image | None]]:
+    """Photos as the square around each one's face, and their masks with them.
+
+    Args:
+        photos: RGB.
+        masks: The grey mask of each, or None.
+        warn: As of [`crop_face`].
+
+    Returns:
+        Both; of a photo without a face, as they were.
+
+    Raises:
+        ImportError: OpenCV 4 isn't installed.
+        ValueError: A mask is dark everywhere in the square.
+
+    Example:
+        >>> photos, masks = cut_to_faces([Image.new("RGB", (64, 80))], [None], warn=lambda text: None)
+        >>> photos[0].size, masks
+        ((64, 80), [None])
+    """
+    squares = [find_square(photo, warn) for photo in photos]
+
+    def cut(pictures: Sequence[Image.Image | None]) -> list[Image.Image | None]:
+        return [
+            one if one is None or square is None else cut_square(one, square)
+            for one, square in zip(pictures, squares, strict=True)
+        ]
+
+    masks = cut(masks)
+    if any(mask is not None and mask.getextrema()[1] == 0 for mask in masks):
+        raise ValueError("`mask` must be light on the subject, it is dark all over the square around the face.")
+    return cut(photos), masks
 
 
 def _as_list(photo: Photo | Sequence[Photo]) -> list[Photo]:

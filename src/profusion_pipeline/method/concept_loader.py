@@ -83,7 +83,7 @@ class ConceptLoaderMixin:
             photo: A PIL image, array, tensor or path, or a list of them.
             config: A `CustomizeConfig`; its defaults if None.
             **options: Fields of `CustomizeConfig` (`class_noun="person"`, `steps=100`, ...), which go before those of
-                `config`, and `mask` and `paint` as there.
+                `config`, and `mask`, `paint` and `warn` as there.
 
         Returns:
             A [`Concept`].

@@ -97,41 +97,89 @@ def crop_face(image: reference_images.Reference, warn: Callable[[str], None] | N
         >>> crop_face(Image.new("RGB", (200, 100)), warn=said.append).size, len(said)
         ((200, 100), 1)
     """
-    warn, picture = warn or logger.warning, reference_images.load_reference_image(image)
-    faces = find_faces(picture)
+    picture = reference_images.load_reference_image(image)
+    square = find_square(picture, warn)
+    return picture if square is None else cut_square(picture, square)
+
+
+class Square(NamedTuple):
+    """A square in a picture.
+
+    Args:
+        middle: Its (x, y) in pixels.
+        side: In pixels.
+        degrees: By which it is turned, clockwise.
+    """
+
+    middle: tuple[float, float]
+    side: float
+    degrees: float
+
+
+def find_square(picture: Image.Image, warn: Callable[[str], None] | None = None) -> Square | None:
+    """Where [`crop_face`] cuts, for what is to be cut out of a photo's mask, too.
+
+    Args:
+        picture: RGB.
+        warn: As of [`crop_face`].
+
+    Returns:
+        The square around the largest face, or None where there is none.
+
+    Raises:
+        ImportError: OpenCV 4 isn't installed.
+
+    Example:
+        >>> find_square(Image.new("RGB", (200, 100)), warn=lambda text: None) is None
+        True
+    """
+    warn, faces = warn or logger.warning, find_faces(picture)
     if not faces:
         warn("No face was found in the photo, so its middle is taken; found are upright faces that look ahead.")
-        return picture
+        return None
     if len(faces) > 1:
         warn(f"{len(faces)} faces were found in the photo, the largest is taken: crop the photo to choose another one.")
     if faces[0].side < SMALLEST:
         warn(f"The face is {round(faces[0].side)} pixels wide, fewer than {SMALLEST}: its details will be made up.")
-    return _cut(picture, *face_square(faces[0]))
+    return face_square(faces[0])
 
 
-def face_square(face: Face) -> tuple[tuple[float, float], float, float]:
+def face_square(face: Face) -> Square:
     """The square that is cut out around a face.
 
     Args:
         face: Where it is.
 
     Returns:
-        Its middle (x, y), its side in pixels, and by how many degrees it is turned, clockwise.
+        The square.
 
     Example:
         >>> face_square(Face(0, 0, 100, ((30, 40), (70, 40))))
-        ((50.0, 44.2), 160.0, 0.0)
+        Square(middle=(50.0, 44.2), side=160.0, degrees=0.0)
     """
     (x0, y0), (x1, y1) = face.eyes
     across, down = x1 - x0, y1 - y0
     distance = math.hypot(across, down)
     step = 0.1 * EYES_TO_MOUTH  # from the eyes towards the mouth, at a right angle to `across, down`
     middle = ((x0 + x1) / 2 - step * down, (y0 + y1) / 2 + step * across)
-    return middle, 4 * distance, math.degrees(math.atan2(down, across))
+    return Square(middle, 4 * distance, math.degrees(math.atan2(down, across)))
 
 
-def _cut(picture: Image.Image, middle: tuple[float, float], side: float, degrees: float) -> Image.Image:
-    """A square out of a picture, turned back upright."""
+def cut_square(picture: Image.Image, square: Square) -> Image.Image:
+    """A square out of a picture, turned back upright.
+
+    Args:
+        picture: RGB; or a grey mask, which is dark beyond its edge, where a photo is reflected.
+        square: Which.
+
+    Returns:
+        The part, in the picture's mode and resolution.
+
+    Example:
+        >>> cut_square(Image.new("L", (8, 8), 255), Square((0, 0), 8, 0)).getextrema()
+        (0, 255)
+    """
+    middle, side, degrees = square
     reach = math.ceil(side * math.sqrt(0.5)) + 1  # of the square's corners, however it is turned
     left, top = round(middle[0]) - reach, round(middle[1]) - reach
     pads = [
@@ -139,7 +187,9 @@ def _cut(picture: Image.Image, middle: tuple[float, float], side: float, degrees
         for low, length in zip((top, left), (picture.height, picture.width), strict=True)
     ]
     box = (max(0, left), max(0, top), min(picture.width, left + 2 * reach), min(picture.height, top + 2 * reach))
-    around = np.pad(np.asarray(picture.crop(box)), [*pads, (0, 0)], mode="reflect")  # [2 reach, 2 reach, 3]
+    inside = np.asarray(picture.crop(box))  # [h, w, 3], of a mask [h, w]
+    beyond = "constant" if picture.mode == "L" else "reflect"
+    around = np.pad(inside, [*pads, (0, 0)][: inside.ndim], mode=beyond)  # [2 reach, 2 reach, ...]
     centre = (middle[0] - left, middle[1] - top)
     upright = Image.fromarray(around)
     if abs(degrees) > 0.5:  # less can't be told from what the cascades are wrong by, and turning blurs
