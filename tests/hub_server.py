@@ -14,7 +14,10 @@ until the next such post; an empty body ends it. `GET /-/log` lists the requests
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -272,3 +275,18 @@ def serve() -> Iterator[Hub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+def on_hub(name: str, words: list[str], folder, there: dict[str, dict[str, bytes]]) -> dict[str, bytes]:
+    """What a command leaves in a repository, run in a process of its own that knows no other Hub."""
+    code = f"import sys; from profusion_pipeline.cli import main; sys.exit(main({words!r}))"
+    with serve() as hub:
+        for other, files in there.items():
+            hub.repositories[other] = Repository()
+            hub.repositories[other].commit(files)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        repository = hub.repositories[name]
+        return repository.commits[repository.refs["main"]]

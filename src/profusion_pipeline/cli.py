@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .common.flags import Flag, add_flags, flags_of_dataclass, flags_of_function, given_flags, seed, whole_number
 from .common.launcher import check_launcher, chosen_place, launched_precision
@@ -102,23 +102,32 @@ def _customize(args: argparse.Namespace) -> None:
     if out.is_dir() and not args.force:
         raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
 
+    if args.push_to_hub is None and (args.sample_prompts or args.license or args.base_model):
+        args.refuse("--sample-prompts, --license and --base-model are for the card: add --push-to-hub")
+
     from .common.files import check_folder, whole_folder, write_or_keep
-    from .common.open_pipeline import load_pipeline
+    from .common.open_pipeline import DEMO, load_pipeline
+    from .method.card import check_facts
 
     check_folder(out, "--out")
+    check_facts(base_model=args.base_model, license=args.license)
     if args.push_to_hub is not None:
         from .publishing.export import claim_repository
+        from .publishing.samples import draw_samples, push_samples
 
-        claim_repository(args.push_to_hub, private=args.private)
+        repo_id = claim_repository(args.push_to_hub, private=args.private)
 
     from .customization.customize import customize
-    from .demo import load_photo
+    from .demo import DEMO_CONCEPT_SETTINGS, load_photo
     from .method.reference_images import load_picture
+    from .method.subject_prompt import find_placeholder
 
     photos = [load_photo(file, name="--image") for file in args.image]
     for file in args.mask or ():  # read again with its photo, as it is: transparent, or of numbers too dark to see
         load_picture(file, name="--mask")
     pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype))
+    for prompt in args.sample_prompts or ():
+        find_placeholder(prompt, pipe.config.placeholder)
     concept = customize(pipe, photos, config, mask=args.mask, warn=lambda text: print(text, file=sys.stderr))
 
     def write(folder: Path) -> None:
@@ -134,7 +143,13 @@ def _customize(args: argparse.Namespace) -> None:
     print(f"{concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB", file=sys.stderr)
     print(out)
     if args.push_to_hub is not None:
-        print(concept.push_to_hub(args.push_to_hub))
+        facts = dict(base_model=args.base_model, license=args.license)
+        address = concept.push_to_hub(repo_id, **facts)
+        if args.sample_prompts:
+            settings = DEMO_CONCEPT_SETTINGS if args.model == DEMO else {}
+            pipe.load_concept(concept)
+            address = push_samples(repo_id, draw_samples(pipe, args.sample_prompts, **settings))
+        print(address)
 
 
 def _app(args: argparse.Namespace) -> None:
@@ -182,7 +197,7 @@ def _export(args: argparse.Namespace) -> None:
 
     from .publishing.export import export_pipeline
 
-    print(export_pipeline(args.source, args.target, force=args.force, **given))
+    print(export_pipeline(args.source, args.target, force=args.force, **_with_sample_settings(args.source, given)))
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -190,7 +205,16 @@ def _push(args: argparse.Namespace) -> None:
 
     from .publishing.export import push_pipeline
 
-    print(push_pipeline(args.source, args.repo_id, **given))
+    print(push_pipeline(args.source, args.repo_id, **_with_sample_settings(args.source, given)))
+
+
+def _with_sample_settings(source: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The demo model draws its card's samples with scales of its own, and of portraits by their words."""
+    from .common.open_pipeline import DEMO
+    from .demo import DEMO_SETTINGS, load_photo
+
+    photo = {"sample_image": load_photo(given["sample_image"], "--sample-image")} if "sample_image" in given else {}
+    return given | photo | ({"sample_settings": DEMO_SETTINGS} if source == DEMO else {})
 
 
 def config_of(args: argparse.Namespace, kind: type[Config]) -> Config:
@@ -362,6 +386,17 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         metavar="REPO_ID",
         help="Also publish it, with a card; the repository is made if it is not there.",
+    )
+    command.add_argument("--license", default=None, help="For the card: the Hub's word for a licence.")
+    command.add_argument(
+        "--base-model", default=None, help="For the card: Hub id of the model, if --model is a folder of this machine."
+    )
+    command.add_argument(
+        "--sample-prompts",
+        default=None,
+        nargs="+",
+        metavar="TEXT",
+        help="For the card: prompts that are drawn with the concept, as small pictures. They show the person to all.",
     )
     command.add_argument(
         "--private",

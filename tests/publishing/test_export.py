@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from hub_server import Repository, serve
+from hub_server import on_hub, serve
 from profusion_pipeline import Concept, ProFusionPipeline, PromptNet, export_pipeline, push_pipeline
 from profusion_pipeline.cli import main
 from profusion_pipeline.common.open_pipeline import DEMO_FOLDER
@@ -117,21 +117,6 @@ def pushed(
 ) -> dict[str, bytes]:
     """What is on the Hub after a `profusion push` in a process of its own; `before` and others are there already."""
     return on_hub(words[1], ["push", *words], folder, (others or {}) | ({words[1]: before} if before else {}))
-
-
-def on_hub(name: str, words: list[str], folder, there: dict[str, dict[str, bytes]]) -> dict[str, bytes]:
-    """What a command leaves in a repository, run in a process of its own that knows no other Hub."""
-    code = f"import sys; from profusion_pipeline.cli import main; sys.exit(main({words!r}))"
-    with serve() as hub:
-        for other, files in there.items():
-            hub.repositories[other] = Repository()
-            hub.repositories[other].commit(files)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        repository = hub.repositories[name]
-        return repository.commits[repository.refs["main"]]
 
 
 def files_of(folder) -> dict[str, bytes]:

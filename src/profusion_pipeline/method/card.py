@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -105,6 +106,7 @@ def model_card(
             f"Base model: {base}. Licence: {terms}.\n",
             "| part | class | million parameters |\n|---|---|---|",
             *rows,
+            *_settings(components, placeholder),
             "\n## How to use it\n",
             "Without anything installed but diffusers and transformers. This runs the code in this repository:\n",
             "```python\nfrom diffusers import DiffusionPipeline\n",
@@ -139,6 +141,24 @@ def _about(placeholder: str, takes_photos: bool) -> list[str]:
         f"{paper}. PromptNet turns a photo into a pseudo word",
         f"{placeholder}; Fusion Sampling keeps the details of the face and the words of the prompt.\n",
     ]
+
+
+def _settings(components: dict, placeholder: str) -> list[str]:
+    """What a caller needs to know of the parts, as far as they say it."""
+
+    def config(part: str, name: str) -> Any:
+        return getattr(getattr(components.get(part), "config", None), name, None)
+
+    sample, vae_blocks = config("unet", "sample_size"), config("vae", "block_out_channels")
+    side = sample * 2 ** (len(vae_blocks) - 1) if isinstance(sample, int) and vae_blocks else None
+    facts = {
+        "placeholder": placeholder,
+        "size of a picture": f"{side} x {side} pixels" if side else None,
+        "scheduler": type(components["scheduler"]).__name__ if components.get("scheduler") is not None else None,
+        "the UNet predicts": config("scheduler", "prediction_type"),
+    }
+    rows = [f"| {name} | {plain(fact)} |" for name, fact in facts.items() if fact]
+    return ["\n## Settings\n", "| | |\n|---|---|", *rows, "\nScales that a call doesn't name are the paper's."]
 
 
 def _first_picture(prompt: str, takes_photos: bool) -> list[str]:

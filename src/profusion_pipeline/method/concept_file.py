@@ -283,13 +283,20 @@ class Concept:
             raise OSError(f"There is no concept at {repo_id!r}, neither a folder nor on the Hub: {error}") from error
 
     def push_to_hub(
-        self, repo_id: str, *, base_model: str | None = None, private: bool | None = None, token: str | None = None
+        self,
+        repo_id: str,
+        *,
+        base_model: str | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
     ) -> str:
-        """Publish the concept with a card that says how to use it.
+        """Publish the concept with a card that says how to use it. A card that is there is kept.
 
         Args:
             repo_id: "name" or "owner/name"; the repository is made if it doesn't exist.
             base_model: As of `card`.
+            license: As of `card`.
             private: Whether a new repository is private; None leaves it to the owner's settings.
             token: The access token; None takes the one of this machine.
 
@@ -297,38 +304,41 @@ class Concept:
             The address of the commit.
 
         Raises:
-            ValueError: `base_model` is no Hub id.
+            ValueError: `base_model` is no Hub id or `license` is not one word.
 
         Example:
             >>> concept.push_to_hub("ada/ada")  # doctest: +SKIP
         """
-        card.check_facts(base_model=base_model)
+        card.check_facts(base_model=base_model, license=license)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            self.card(repo_id, base_model=base_model).save(Path(folder, "README.md"))
+            if not api.file_exists(repo_id, "README.md"):
+                self.card(repo_id, base_model=base_model, license=license).save(Path(folder, "README.md"))
             return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Concept for ProFusion")
 
-    def card(self, repo_id: str, *, base_model: str | None = None) -> ModelCard:
+    def card(self, repo_id: str, *, base_model: str | None = None, license: str | None = None) -> ModelCard:
         """The model card.
 
         Args:
             repo_id: Where the concept will lie.
             base_model: Hub id of the pipeline that it was made with, if it was loaded from a folder.
+            license: The Hub's word for a licence, such as `openrail++`.
 
         Returns:
             A card with metadata, a few lines of code and the settings.
 
         Raises:
-            ValueError: `base_model` is no Hub id.
+            ValueError: `base_model` is no Hub id or `license` is not one word.
 
         Example:
             >>> print(concept.card("ada/ada"))  # doctest: +SKIP
         """
-        card.check_facts(base_model=base_model)
+        card.check_facts(base_model=base_model, license=license)
         base = base_model or self._base_on_hub()
         data = ModelCardData(
+            license=license,
             library_name="diffusers",
             pipeline_tag="text-to-image",
             tags=["profusion", "concept"],
@@ -336,6 +346,7 @@ class Concept:
         )
         rows = {
             "base model": base or self.base_model,
+            "licence": license or "not stated; the base model's terms apply in any case",
             "hash of its weights": self.base_hash,
             "loss": f"{self.loss:.4f}",
             **self.settings,

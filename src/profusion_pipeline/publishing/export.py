@@ -1,9 +1,11 @@
 """Export and push: a pipeline, or a Stable Diffusion and a PromptNet trained on it -> a repository of its own."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, create_repo, get_token, hf_hub_download
+from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from ..common.files import check_folder
@@ -12,6 +14,8 @@ from ..method import card
 from ..method.call_inputs import check_components_fit
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.reference_images import load_reference_image
+from .samples import draw_samples, push_samples, write_samples
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -27,6 +31,9 @@ def export_pipeline(
     max_shard_size: str | None = None,
     base_model: str | None = None,
     license: str | None = None,
+    sample_prompts: list[str] | None = None,
+    sample_image: str | Image.Image | None = None,
+    sample_settings: dict[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
     """Write a pipeline as a folder that loads anywhere: weights, the method's code, an index, a model card.
@@ -44,6 +51,10 @@ def export_pipeline(
         max_shard_size: Largest size of a weight file, like 5GB; diffusers' own limit if not given.
         base_model: For the model card: Hub id of the model that PromptNet was trained with.
         license: For the model card: the Hub's word for a licence, such as openrail++.
+        sample_prompts: For the model card: prompts that the model draws, as small pictures beside it. A card that is
+            there stays as it is but for these.
+        sample_image: Photo of whom it draws them, for a model that takes photos; the card shows them to everybody.
+        sample_settings: Arguments of the call for these pictures.
         force: Whether to write into a folder that exists. A model card in it and weights of other variants stay.
 
     Returns:
@@ -51,8 +62,8 @@ def export_pipeline(
 
     Raises:
         FileExistsError: `target` exists and `force` is not set.
-        ValueError: `dtype` is another word, `base_model` is no Hub id, `license` is not one word, or a component is
-            missing or does not fit.
+        ValueError: `dtype` is another word, `base_model` is no Hub id, `license` is not one word, a component is
+            missing or does not fit, or the samples can't be drawn.
         OSError: A model is not there, or `target` can't be written.
 
     Example:
@@ -63,11 +74,15 @@ def export_pipeline(
     if target.exists() and not force:
         raise FileExistsError(f"`target` must not exist yet, {str(target)!r} does: `force` writes into it.")
     check_folder(target, "`target`")
+    image = _sample_photo(sample_prompts, sample_image)
     pipe = _assemble(source, promptnet, image_encoder, dtype)
+    samples = draw_samples(pipe, sample_prompts, **image, **(sample_settings or {})) if sample_prompts else []
     facts = dict(base_model=base_model, license=license)
     if promptnet is None and image_encoder is None:
         facts["readme"] = _card_of(source, target.name, **facts)
     pipe.save_pretrained(target, variant=variant, max_shard_size=max_shard_size, **facts)
+    if samples:
+        write_samples(target, samples)
     return target
 
 
@@ -82,6 +97,9 @@ def push_pipeline(
     max_shard_size: str | None = None,
     base_model: str | None = None,
     license: str | None = None,
+    sample_prompts: list[str] | None = None,
+    sample_image: str | Image.Image | None = None,
+    sample_settings: dict[str, Any] | None = None,
     private: bool | None = None,
     commit_message: str | None = None,
     create_pr: bool = False,
@@ -100,6 +118,9 @@ def push_pipeline(
         max_shard_size: As of [`export_pipeline`].
         base_model: As of [`export_pipeline`].
         license: As of [`export_pipeline`].
+        sample_prompts: As of [`export_pipeline`]; a commit of their own.
+        sample_image: As of [`export_pipeline`].
+        sample_settings: As of [`export_pipeline`].
         private: Whether a new repository is private; the account's default if not given.
         commit_message: Of the commit.
         create_pr: Whether to open a pull request rather than commit.
@@ -109,28 +130,45 @@ def push_pipeline(
 
     Raises:
         ValueError: There is no token for the Hub, `dtype` is another word, `base_model` is no Hub id, `license` is not
-            one word, or a component is missing or does not fit.
+            one word, a component is missing or does not fit, or the samples can't be drawn.
         OSError: A model is not there, or the Hub refuses.
 
     Example:
         >>> push_pipeline("profusion-sd2", "me/profusion-sd2")  # doctest: +SKIP
     """
     card.check_facts(base_model=base_model, license=license)
-    claim_repository(repo_id, private=private)  # before any model is loaded: a mistyped name is told at once
+    image = _sample_photo(sample_prompts, sample_image)
+    repo_id = claim_repository(repo_id, private=private)  # before any model is loaded: a mistyped name is told at once
     pipe = _assemble(source, promptnet, image_encoder, dtype)
+    samples = draw_samples(pipe, sample_prompts, **image, **(sample_settings or {})) if sample_prompts else []
     facts = dict(base_model=base_model, license=license)
     if promptnet is None and image_encoder is None:
         facts["readme"] = _card_of(source, repo_id, **facts)
     files = dict(variant=variant, max_shard_size=max_shard_size)
-    return pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts, **files).commit_url
+    commit = pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts, **files)
+    if samples:
+        return push_samples(repo_id, samples, revision=commit.pr_revision)
+    return commit.commit_url
 
 
-def claim_repository(repo_id: str, *, private: bool | None = None) -> None:
+def _sample_photo(prompts: list[str] | None, image: str | Image.Image | None) -> dict[str, Image.Image]:
+    """What the call is told of whom it draws; read before any model is loaded."""
+    if image is None:
+        return {}
+    if not prompts:
+        raise ValueError("`sample_image` is for `sample_prompts`, of which there is none.")
+    return {"image": load_reference_image(image, name="sample_image")}
+
+
+def claim_repository(repo_id: str, *, private: bool | None = None) -> str:
     """Make a repository that will be pushed to, unless it is there.
 
     Args:
         repo_id: "name" or "owner/name".
         private: Whether a new one is private; the account's default if None.
+
+    Returns:
+        Its id, with the owner in front.
 
     Raises:
         ValueError: There is no token for the Hub, or the name can't be one.
@@ -141,7 +179,7 @@ def claim_repository(repo_id: str, *, private: bool | None = None) -> None:
     """
     if get_token() is None:
         raise ValueError("Pushing needs a token of the Hub: `hf auth login`, or HF_TOKEN in the environment.")
-    create_repo(repo_id, private=private, exist_ok=True)
+    return create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
 def _readme_of(source: str | Path) -> Path | None:
