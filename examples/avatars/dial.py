@@ -137,7 +137,7 @@ def plot(rows: Rows, path: Path) -> None:
 
 
 def redraw(folder: Path = PUBLISHED, document: Path = DOCUMENT) -> None:
-    """Table and plot of the page, from the rows in docs/study."""
+    """Table and plot of the page, from the rows in docs/frontiers."""
     rows, picture = Rows(folder / "dial.jsonl"), Path("images", "dial.png")
     plot(rows, document.parent / picture)
     fill_marks(document, {"dial": f"![Along the dial]({picture.as_posix()})\n\n{table(rows)}"})

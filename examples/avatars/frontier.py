@@ -18,10 +18,8 @@ made by `frontier_tables.py`.
 
 import argparse
 import json
-import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +45,14 @@ from frontier_tables import (
 )
 from PIL import Image
 from rival_concepts import RivalConcept
-from study import Avatars
+from study import Avatars, photo_caption
 from tqdm import tqdm
-from world import CONTROL_VALUES, Control, describe_control
 
 from profusion_pipeline import PromptNet, load_demo_pipeline
 from profusion_pipeline.demo import DEMO_CUSTOMIZE, DEMO_SETTINGS, FOLDER
 from profusion_pipeline.evaluation.run import picture_generator
 from profusion_pipeline.evaluation.subjects import Picture, Subject
 from profusion_pipeline.evaluation.systems.system import Sampling
-
-
-def photo_caption(control: Control, kind: str, number: int) -> str:
-    """What a photo shows besides the person, as somebody writes it who is right, lazy (half) or mistaken (wrong)."""
-    rng = random.Random(number)
-    if kind == "wrong":
-        name = rng.choice(("clothes", "expression", "background"))
-        others = [value for value in CONTROL_VALUES[name] if value != getattr(control, name)]
-        control = replace(control, **{name: rng.choice(others)})
-    said = describe_control(control, rng)
-    if kind == "half":
-        said = said[: (len(said) + number % 2) // 2]  # of three parts one or two, in turn
-    return ", ".join(said)
 
 
 class Drawing:

@@ -1,6 +1,6 @@
 """What the frontiers of `frontier.py` say: rows of scores -> tables and a plot, also for docs/study.md.
 
-python examples/avatars/frontier_tables.py         # tables and plots of the page, from the rows in docs/study
+python examples/avatars/frontier_tables.py         # tables and plots of the page, from the rows in docs/frontiers
 """
 
 import argparse
@@ -249,17 +249,17 @@ def read_scales(text: str) -> Scales:
     return first, second
 
 
-PUBLISHED, DOCUMENT = PROJECT / "docs" / "study", PROJECT / "docs" / "study.md"
+PUBLISHED, DOCUMENT = PROJECT / "docs" / "frontiers", PROJECT / "docs" / "study.md"
 
 
 def publish(
     work: Path, variants: dict[str, Variant], grid: Sequence[Scales], targets: Sequence[float], name: str
 ) -> Path:
-    """The rows of a run, and what they are of, take their place in `docs/study`; then the page is redrawn."""
+    """The rows of a run, and what they are of, take their place in `docs/frontiers`; then the page is redrawn."""
     about = {"variants": {one: asdict(variant) for one, variant in variants.items()}, "grid": grid, "targets": targets}
     PUBLISHED.mkdir(exist_ok=True)
-    write_whole(PUBLISHED / f"frontier_{name}.json", json.dumps(about, indent=1) + "\n")
-    write_whole(PUBLISHED / f"frontier_{name}.jsonl", stored_rows(work / "rows.jsonl", variants, grid))
+    write_whole(PUBLISHED / f"{name}.json", json.dumps(about, indent=1) + "\n")
+    write_whole(PUBLISHED / f"{name}.jsonl", stored_rows(work / "rows.jsonl", variants, grid))
     return redraw(PUBLISHED, DOCUMENT)
 
 
@@ -277,11 +277,11 @@ def stored_rows(path: Path, variants: dict[str, Variant], grid: Sequence[Scales]
 def redraw(folder: Path, document: Path) -> Path:
     """Tables between the marks `frontier NAME` of the document, plots beside it, for each run in the folder."""
     texts = {}
-    for path in sorted(folder.glob("frontier_*.json")):
-        name, about = path.stem.removeprefix("frontier_"), json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(folder.glob("*.json")):
+        name, about = path.stem, json.loads(path.read_text(encoding="utf-8"))
         variants = {one: Variant(**given) for one, given in about["variants"].items()}
         grid, rows = [tuple(scales) for scales in about["grid"]], Rows(path.with_suffix(".jsonl"))
-        picture = Path("images", f"{path.stem}.png")
+        picture = Path("images", f"frontier_{name}.png")
         targets = about["targets"]
         plot(rows, variants, grid, document.parent / picture, targets)
         tables = [table(rows, variants, grid, targets) for table in (validation_table, confirmed_table, kinds_table)]

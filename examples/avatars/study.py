@@ -18,7 +18,7 @@ import torch
 from attributes import AttributeReader
 from PIL import Image
 from score import IDENTITY_VALUES, PROJECT, SCORER, MiniCLIP, agreement, control_prompts, reference_portrait
-from world import PLACE_WORDS, SCENES, Control, Portrait, Renderer
+from world import CONTROL_VALUES, PLACE_WORDS, SCENES, Control, Portrait, Renderer, describe_control
 
 from profusion_pipeline import ProFusionPipeline
 from profusion_pipeline.common.files import whole_folder
@@ -47,6 +47,19 @@ def study_prompts(rng: random.Random) -> list[tuple[str, Asked]]:
     ]
 
 
+def photo_caption(control: Control, kind: str, number: int) -> str:
+    """What a photo shows besides the person, as somebody writes it who is right, lazy (half) or mistaken (wrong)."""
+    rng = random.Random(number)
+    if kind == "wrong":
+        name = rng.choice(("clothes", "expression", "background"))
+        others = [value for value in CONTROL_VALUES[name] if value != getattr(control, name)]
+        control = replace(control, **{name: rng.choice(others)})
+    said = describe_control(control, rng)
+    if kind == "half":
+        said = said[: (len(said) + number % 2) // 2]  # of three parts one or two, in turn
+    return ", ".join(said)
+
+
 class Avatars(Measure):
     """People of a split, and the measure that knows what is true of them."""
 
@@ -59,7 +72,8 @@ class Avatars(Measure):
             portrait, asked = reference_portrait(number, split), dict(study_prompts(random.Random(number)))
             name = f"{split}-{number:03d}"
             self.truth[name] = portrait, asked
-            self.subjects.append(Subject(name, (Image.fromarray(render(portrait)),), tuple(asked)))
+            caption = photo_caption(portrait.control, "right", number)
+            self.subjects.append(Subject(name, (Image.fromarray(render(portrait)),), tuple(asked), caption))
 
     def other_photo(self, name: str, number: int) -> tuple[Image.Image, Control]:
         """Another photo of one of them, in other clothes and elsewhere, and what it shows besides the person."""
@@ -119,6 +133,7 @@ DEFAULTS = {
     "pool_size": DEMO_CUSTOMIZE["pool_size"],
     "unet_rows": 60,
     "batch_size": 20,
+    "captions": True,
     "mixed_precision": "bf16",  # on a CPU that knows it, twice as fast
     "resume": True,
 }

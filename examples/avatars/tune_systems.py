@@ -68,7 +68,11 @@ class Trial:
     def setting(self, rows: int) -> Setting:
         config = self.system.config(pool_size=DEMO_CUSTOMIZE["pool_size"], **self.learning)
         sampling = steps_within(self.system, Sampling(guidance=self.guidance), rows)
-        return Setting(self.system.name, learning_text(config) if self.system.learns else "", sampling)
+        return Setting(
+            self.system.name,
+            learning_text(config, captioned=DEFAULTS["captions"]) if self.system.learns else "",
+            sampling,
+        )
 
     @property
     def label(self) -> str:

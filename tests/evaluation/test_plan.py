@@ -1,5 +1,6 @@
 """The list of settings: every question is asked, at equal rows, and nothing is drawn twice."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,21 @@ def test_regulariser_augmentation_and_customising_are_compared_with_and_without(
             assert (ours.pool_size, theirs.pool_size) == (32, 1) and replace(ours, pool_size=1) == theirs
     learning = {name for name, system in DEMO_SYSTEMS.items() if system.learns and "," not in name}
     assert {cell.setting.system for cell in of(4) if cell.label == "augmentations"} == learning
+
+
+def test_captions_are_learnt_with_and_question_4_leaves_them_out():
+    cells = make_plan(DEMO_SYSTEMS, learning={"pool_size": 1}, captioned=True, rows=ROWS)
+    said = [json.loads(cell.setting.learning) for cell in cells if cell.setting.learning]
+    assert all(one.get("captioned") for one in said[:3]) and not all(one.get("captioned") for one in said)
+    without = [cell for cell in cells if cell.label == "the photo without its caption"]
+    assert {cell.setting.system for cell in without} == {name for name, one in DEMO_SYSTEMS.items() if one.learns} - {
+        "ProFusion, plain",
+        "ProFusion, L2",
+    }
+    for cell in without:
+        learning = json.loads(cell.setting.learning)
+        assert cell.question == 4 and json.loads(cell.reference.learning) == learning | {"captioned": True}
+        assert cell.reference.config("at sea").caption == "at sea" and cell.setting.config("at sea").caption is None
 
 
 def test_schedulers():

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -147,8 +148,11 @@ def test_collected_rows_are_those_of_all_workers(tmp_path):
 def test_learning_is_what_differs_from_the_defaults():
     personal = dict(class_noun="man", prompt="a portrait of S*", caption="in a hat", seed=4)
     config = CustomizeConfig(steps=50, pool_size=1, **personal)
-    setting = Setting("A", learning_text(config), Sampling())
-    assert setting.config(**personal) == config
+    with_caption, without = (learning_text(config, captioned=captioned) for captioned in (True, False))
+    assert Setting("A", with_caption, Sampling()).config(**personal) == config
+    setting = Setting("A", without, Sampling())
+    assert setting.config(**personal) == replace(config, caption=None)
+    assert Setting("A", with_caption, Sampling()).config() == CustomizeConfig(steps=50, pool_size=1)
     assert learning_text(CustomizeConfig()) == "{}"
 
 

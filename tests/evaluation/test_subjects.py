@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from profusion_pipeline.evaluation.subjects import Subject, read_prompts, read_subjects
+from profusion_pipeline.evaluation.subjects import Subject, check_captions, read_prompts, read_subjects
 
 
 @pytest.fixture
@@ -34,6 +34,21 @@ def test_what_systems_put_beside_pictures_is_left_out(folder, caplog):
     ]
 
 
+def test_a_caption_lies_beside_the_pictures(folder, caplog):
+    (folder / "ada" / "caption.txt").write_text("\n  wearing a green hoodie \n")
+    (folder / "ada" / "notes.txt").unlink()
+    (folder / "bob" / "notes.txt").unlink()
+    ada, bob = read_subjects(folder, ["S* at sea"])
+    assert (ada.caption, bob.caption) == ("wearing a green hoodie", "")
+    assert not caplog.messages  # it is no picture, and nothing that was left out
+    check_captions([ada])
+    with pytest.raises(ValueError, match="`captions` each subject must have a caption.txt .* 1 of 2 have none, 'bob'"):
+        check_captions([ada, bob])
+    (folder / "bob" / "caption.txt").write_text("smiling\nat sea")
+    with pytest.raises(ValueError, match="must be one line, '.*caption.txt' has 2"):
+        read_subjects(folder, ["S* at sea"])
+
+
 def test_a_digest_is_of_all_that_counts():
     red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     subjects = [
@@ -43,6 +58,7 @@ def test_a_digest_is_of_all_that_counts():
         Subject("ada", (red, red), ("S*",)),
         Subject("ada", (red,), ("S* at sea",)),
         Subject("ada", (red.resize((8, 32)),), ("S*",)),
+        Subject("ada", (red,), ("S*",), "at sea"),
     ]
     assert len({subject.digest() for subject in subjects}) == len(subjects)
     assert Subject("ada", (red.copy(),), ("S*",)).digest() == subjects[0].digest()

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from frontier import main, photo_caption
+from frontier import main
 from frontier_tables import (
     AREA,
     DOCUMENT,
@@ -26,6 +26,7 @@ from frontier_tables import (
     validation_table,
 )
 from score import reference_portrait
+from study import photo_caption
 
 POINTS = np.array([[0.8, 0.6], [0.6, 0.9], [0.7, 0.7], [0.5, 0.8], [0.8, 0.5]])  # the last two are beaten
 GRID = ((2.5, 5.0), (5.0, 2.5))

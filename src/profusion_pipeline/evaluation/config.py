@@ -38,14 +38,18 @@ class EvaluationConfig:
     )
     questions: tuple[int, ...] = setting(
         (1, 2, 3, 4, 5),
-        help="Which are asked: 1 systems, 2 guidance, 3 fusion, 4 pre-training and augmentation, 5 schedulers, 6 what "
-        "each system costs (alone, so let nothing else run).",
+        help="Which are asked: 1 systems, 2 guidance, 3 fusion, 4 pre-training, captions and augmentation, "
+        "5 schedulers, 6 what each system costs (alone, so let nothing else run).",
     )
     weights: str | None = setting(None, help="Folder of pre-trained rivals (e4t, l2, plain), for those systems.")
 
     # How it is drawn
     class_noun: str = setting("person", help="What the subjects are, in plain words.")
     learning_prompt: str = setting("a photo of S*", help="Under which systems learn a photo.")
+    captions: bool = setting(
+        False,
+        help="Learn each photo with its caption, the file caption.txt beside it: what it shows besides the subject.",
+    )
     pool_size: int = setting(
         32, help="Pictures made of the photo that systems learn from; 1 is the photo alone.", minimum=1
     )

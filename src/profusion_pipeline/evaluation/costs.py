@@ -75,7 +75,7 @@ def measure_cost(
         >>> measure_cost(pipe, system, "ours", setting, subject, **words).drawing_seconds  # doctest: +SKIP
         0.41
     """
-    config = setting.config(class_noun=class_noun, prompt=learning_prompt, seed=0)
+    config = setting.config(subject.caption, class_noun=class_noun, prompt=learning_prompt, seed=0)
     learnt, learning = {}, {"seconds": 0.0, "gib": float("nan")}
     if system.learns:
         learnt, learning = learn_measured(pipe, system, subject, config)

@@ -4,7 +4,7 @@
     1          the system; of ProFusion's, m
     2          guidance, for every system
     3          m, γ, η, ω_f, the part of the steps that has a fusion stage, who predicts ∅ and C
-    4          the pre-training of PromptNet; augmentation, for every system that learns; before and after customising
+    4          the pre-training of PromptNet; caption and augmentation, for every system that learns; before and after
     5          scheduler and number of steps
 
 The sixth, what learning and drawing cost, is measured alone, by `costs.py`.
@@ -26,7 +26,7 @@ QUESTIONS = {
     1: "Prompt and identity of the systems",
     2: "Identity against prompt over guidance, at equal UNet rows",
     3: "What fusion does, and where it is worth its rows",
-    4: "Regulariser, augmentation, before and after customising",
+    4: "Regulariser, caption, augmentation, before and after customising",
     5: "Schedulers and steps",
 }
 NO_FUSION = Sampling(num_fusion_steps=0)
@@ -66,6 +66,7 @@ def make_plan(
     systems: Mapping[str, System],
     *,
     learning: Mapping[str, Any] | None = None,
+    captioned: bool = False,
     rows: int = 80,
     questions: Sequence[int] = tuple(QUESTIONS),
     seeds: int = 2,
@@ -75,6 +76,7 @@ def make_plan(
     Args:
         systems: By name, in the order of the tables.
         learning: Fields of `CustomizeConfig` that all systems share, e.g. `pool_size=1` for no augmentation.
+        captioned: Whether systems learn a photo with its caption; question 4 then asks what that does.
         rows: UNet rows that a picture may take, at least those of one step; says the steps, except for question 5.
         questions: Numbers of `QUESTIONS`.
         seeds: How many pictures of each subject and prompt for question 1; with 2 or more there is diversity.
@@ -94,7 +96,7 @@ def make_plan(
     for question in questions:
         if question not in QUESTIONS:
             raise ValueError(f"A question must be one of {', '.join(map(str, QUESTIONS))}, got {question!r}.")
-    maker = _Plan(systems, dict(learning or {}), rows)
+    maker = _Plan(systems, dict(learning or {}), captioned, rows)
     cells = []
     for question in questions:
         for curve, label, setting, reference in getattr(maker, f"question_{question}")():
@@ -202,13 +204,24 @@ Line = tuple[str, str, Setting, Setting | None]  # curve, label, setting, refere
 
 
 class _Plan:
-    def __init__(self, systems: Mapping[str, System], learning: dict[str, Any], rows: int):
-        self.systems, self.learning, self.rows = systems, learning, rows
+    def __init__(self, systems: Mapping[str, System], learning: dict[str, Any], captioned: bool, rows: int):
+        self.systems, self.learning, self.captioned, self.rows = systems, learning, captioned, rows
 
-    def setting(self, system: System, sampling: Sampling, *, equal_rows: bool = True, **learning: Any) -> Setting:
+    def setting(
+        self,
+        system: System,
+        sampling: Sampling,
+        *,
+        equal_rows: bool = True,
+        captioned: bool | None = None,
+        **learning: Any,
+    ) -> Setting:
         if equal_rows:
             sampling = steps_within(system, sampling, self.rows)
-        learns = learning_text(system.config(**self.learning | learning)) if system.learns else ""
+        if not system.learns:
+            return Setting(system.name, "", sampling)
+        with_caption = self.captioned if captioned is None else captioned
+        learns = learning_text(system.config(**self.learning | learning), captioned=with_caption)
         return Setting(system.name, learns, sampling)
 
     def fusing(self) -> list[ProFusion]:
@@ -287,6 +300,9 @@ class _Plan:
             for label, sampling in self.usual(system):
                 alone, augmented = (self.setting(system, sampling, pool_size=size) for size in (1, POOL_SIZE))
                 yield f"{label}, learnt from", "the photo alone", alone, None
+                if self.captioned:
+                    without = self.setting(system, sampling, captioned=False)
+                    yield f"{label}, learnt from", "the photo without its caption", without, alone
                 yield f"{label}, learnt from", "augmentations", augmented, alone
 
     def question_5(self) -> Iterator[Line]:

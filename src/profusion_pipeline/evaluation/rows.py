@@ -24,6 +24,7 @@ from .systems.system import Sampling
 
 logger = logging.getLogger(__name__)
 
+CAPTIONED = "captioned"  # among the settings of learning: whether with the caption of the subject's photo
 PERSONAL = ("class_noun", "prompt", "caption", "seed")  # fields of a CustomizeConfig that a run, or a subject, decides
 SAMPLING = {field.name: field.type for field in fields(Sampling)}
 IDENTIFYING = ("system", "learning", *SAMPLING, "subject", "prompt", "seed")
@@ -48,16 +49,20 @@ class Setting:
     learning: str
     sampling: Sampling
 
-    def config(self, **settings: Any) -> CustomizeConfig:
+    def config(self, caption: str = "", **settings: Any) -> CustomizeConfig:
         """The settings of learning in full.
 
         Args:
+            caption: Of the photo; it is learnt with if the settings say so.
             **settings: `class_noun`, `prompt` and `seed`.
 
         Returns:
             The config.
         """
-        return CustomizeConfig(**json.loads(self.learning or "{}"), **settings)
+        learning = json.loads(self.learning or "{}")
+        if learning.pop(CAPTIONED, False):
+            settings["caption"] = caption or None
+        return CustomizeConfig(**learning, **settings)
 
 
 class Row(NamedTuple):
@@ -111,11 +116,12 @@ def check_columns(columns: Sequence[str]) -> None:
         raise ValueError("There must be one metric at least, got none.")
 
 
-def learning_text(config: CustomizeConfig) -> str:
+def learning_text(config: CustomizeConfig, *, captioned: bool = False) -> str:
     """The settings of learning that are not the defaults, as JSON; without what a run or a subject decides.
 
     Args:
         config: All settings.
+        captioned: Whether systems learn a photo with its caption.
 
     Returns:
         An object in one line.
@@ -126,7 +132,8 @@ def learning_text(config: CustomizeConfig) -> str:
     """
     usual = CustomizeConfig()
     changed = {name: value for name, value in vars(config).items() if value != getattr(usual, name)}
-    return json.dumps({name: value for name, value in changed.items() if name not in PERSONAL}, sort_keys=True)
+    shared = {name: value for name, value in changed.items() if name not in PERSONAL}
+    return json.dumps(shared | ({CAPTIONED: True} if captioned else {}), sort_keys=True)
 
 
 def open_run(folder: str | Path, about: dict[str, Any]) -> None:

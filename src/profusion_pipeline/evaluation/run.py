@@ -320,7 +320,9 @@ class _Work:
                 yield lambda prompts, generators, sampling, of: draw(prompts, generators, sampling)
 
     def config(self, setting: Setting, subject: Subject) -> CustomizeConfig:
-        return setting.config(class_noun=self.class_noun, prompt=self.learning_prompt, seed=_number(subject.name))
+        return setting.config(
+            subject.caption, class_noun=self.class_noun, prompt=self.learning_prompt, seed=_number(subject.name)
+        )
 
     def learnt(self, setting: Setting, subject: Subject, config: CustomizeConfig) -> Learnt:
         """What the system learnt of the subject, from its file; learnt now if there is none."""

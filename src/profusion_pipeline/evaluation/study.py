@@ -18,7 +18,7 @@ from .plots import need_matplotlib, plot_costs, plot_question
 from .report import Scores, cost_table, fill_marks, question_table
 from .rows import collect_rows, read_about, read_rows
 from .run import evaluate
-from .subjects import Subject, read_prompts, read_subjects
+from .subjects import Subject, check_captions, read_prompts, read_subjects
 from .systems.baselines import SYSTEMS, get_system
 from .systems.system import System
 
@@ -115,6 +115,8 @@ def run_study(
         ...     print(line)
     """
     shown_columns(columns_of(measures))  # without which there will be no plots
+    if config.captions:
+        check_captions(subjects)
     worker, workers = config.share
     if Path(config.output, "rows", f"rows-{worker}.csv").exists() and not config.resume:
         raise FileExistsError(f"{config.output!r} holds rows of a run already: --resume goes on with it.")
@@ -141,7 +143,9 @@ def run_study(
             f"{progress.setting.system}, {', '.join(progress.subjects)}: {progress.seconds:.1f} s"
         )
     if COSTS in config.questions and worker == 0:
-        for cell in make_plan(systems, learning=shared_learning(config), rows=config.unet_rows, questions=[1]):
+        for cell in make_plan(
+            systems, learning=shared_learning(config), captioned=config.captions, rows=config.unet_rows, questions=[1]
+        ):
             place = config.model, str(pipe.device), pipe.unet.dtype
             cost = measure_alone(_cost, place, systems[cell.setting.system], cell, subjects[0], words)
             save_costs(Path(config.output, "rows"), [cost])
@@ -166,6 +170,7 @@ def plan_of(systems: Mapping[str, System], config: EvaluationConfig) -> list[Cel
     return make_plan(
         systems,
         learning=shared_learning(config),
+        captioned=config.captions,
         rows=config.unet_rows,
         questions=[question for question in config.questions if question != COSTS],
         seeds=config.seeds,

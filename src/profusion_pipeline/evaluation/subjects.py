@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..common.picture_walk import find_pictures, is_hidden, say_left_out
+from ..common.picture_walk import NO_PICTURE, find_pictures, is_hidden, say_left_out
 from ..common.text_files import read_lines
+from ..method.quoting import quote
 from ..method.reference_images import load_reference_image
 
 logger = logging.getLogger(__name__)
+
+CAPTION_FILE = "caption.txt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +29,10 @@ class Subject:
         name: Unlike that of any other subject.
         photos: RGB pictures of them. Systems see the first one; likeness is the mean over all.
         prompts: Texts with the placeholder.
+        caption: What the first photo shows besides them, such as "wearing a green hoodie, at the beach".
 
     Raises:
-        ValueError: The name or a prompt is not one line of text.
+        ValueError: The name, the caption or a prompt is not one line of text.
 
     Example:
         >>> Subject("ada", (Image.new("RGB", (64, 64)),), ("a photo of S*",)).name
@@ -38,9 +42,14 @@ class Subject:
     name: str
     photos: tuple[Image.Image, ...]
     prompts: tuple[str, ...]
+    caption: str = ""
 
     def __post_init__(self):
-        for what, text in (("name", self.name), *(("prompt", prompt) for prompt in self.prompts)):
+        for what, text in (
+            ("name", self.name),
+            ("caption", self.caption),
+            *(("prompt", prompt) for prompt in self.prompts),
+        ):
             # Control characters, line separators, half characters: no line of a table holds them.
             if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text.replace("\t", " ")):
                 raise ValueError(f"The {what} of a subject must be one line of plain text, got {ascii(text[:60])}.")
@@ -51,7 +60,8 @@ class Subject:
         Returns:
             16 hexadecimal digits.
         """
-        hashed = hashlib.sha256(repr((self.name, self.prompts)).encode())
+        said = (self.caption,) if self.caption else ()  # rows may be older than captions
+        hashed = hashlib.sha256(repr((self.name, self.prompts, *said)).encode())
         for photo in self.photos:
             hashed.update(repr(photo.size).encode() + photo.tobytes())
         return hashed.hexdigest()[:16]
@@ -76,6 +86,8 @@ class Picture(NamedTuple):
 def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
     """A subject for each sub-folder, named like it, with its pictures in the order of their names.
 
+    Its `caption.txt`, where there is one, says in one line what the first picture shows besides the subject.
+
     Hidden files and folders, and what systems put beside pictures, are left out; a warning in the log says how many
     files were.
 
@@ -87,7 +99,7 @@ def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
         The subjects, in the order of their names.
 
     Raises:
-        ValueError: There is no sub-folder, one has no picture, or a picture can't be read.
+        ValueError: There is no sub-folder, one has no picture, or a picture or caption can't be read.
 
     Example:
         >>> import tempfile
@@ -103,6 +115,9 @@ def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
     subjects, left_out = [], defaultdict(list)
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)):
         files, others = find_pictures(place, deep=False)
+        caption = _read_caption(place / CAPTION_FILE)
+        if caption:
+            others[NO_PICTURE].remove(".txt")
         for why, names in others.items():
             left_out[why] += names
         if not files:
@@ -111,12 +126,39 @@ def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
                 f"{say_left_out(others, place)}".rstrip()
             )
         photos = tuple(load_reference_image(file, name=f"{place.name}/{file.name}") for file in files)
-        subjects.append(Subject(place.name, photos, tuple(prompts)))
+        subjects.append(Subject(place.name, photos, tuple(prompts), caption))
     if not subjects:
         raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} has none.")
-    if left_out:
+    if any(left_out.values()):
         logger.warning(say_left_out(left_out, folder))
     return subjects
+
+
+def _read_caption(file: Path) -> str:
+    lines = [line.strip() for line in read_lines(file) if line.strip()] if file.is_file() else [""]
+    if len(lines) != 1:
+        raise ValueError(f"The caption of a subject must be one line, {str(file)!r} has {len(lines)}.")
+    return lines[0]
+
+
+def check_captions(subjects: Sequence[Subject]) -> None:
+    """Refuse to learn with captions where they are missing.
+
+    Args:
+        subjects: All of a study.
+
+    Raises:
+        ValueError: A subject has no caption.
+
+    Example:
+        >>> check_captions([Subject("ada", (), (), "wearing a green hoodie")])
+    """
+    without = [subject.name for subject in subjects if not subject.caption]
+    if without:
+        raise ValueError(
+            f"With `captions` each subject must have a {CAPTION_FILE} beside its pictures, {len(without)} of "
+            f"{len(subjects)} have none, {quote(without[0])} the first."
+        )
 
 
 def read_prompts(file: str | Path) -> list[str]:
