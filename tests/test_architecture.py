@@ -39,7 +39,10 @@ EXTRAS = {
 
 # The method: these files are also the files of a Hub repository, where nothing but themselves can be imported.
 SHIPPED = {
-    "pipeline_profusion": {"torch", "transformers", "diffusers"},
+    "pipeline_profusion": {"torch", "diffusers"},
+    "base_model": {"torch", "transformers", "diffusers"},
+    "fusion_stage": {"torch", "diffusers"},
+    "noisy_latents": {"torch", "diffusers"},
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
     "learnt_adapters": {"torch"},
     "learnt_subject": {"diffusers", "torch", "transformers"},

@@ -78,6 +78,8 @@ def test_arguments_agree_with_the_signature(name):
     if is_check(name):
         return
     helps = documented(thing)
+    if inspect.isclass(thing) and "__init__" not in vars(thing) and not helps:
+        return  # a class that inherits its `__init__`, whose arguments are said where it stands
     assert helps.keys() == set(parameters(thing))
 
 

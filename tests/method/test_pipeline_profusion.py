@@ -5,15 +5,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    ScoreSdeVeScheduler,
     StableDiffusionPipeline,
 )
 
 import schedulers
 from calls import CLOSE, PROMPT, build, count_work, latents_of, picture, relative, seeded
-from profusion_pipeline.method import pipeline_profusion
 from profusion_pipeline.method.modeling_promptnet import PromptNet
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.subject_embedding import SubjectEmbedding
@@ -249,45 +245,6 @@ def test_order_of_draws(pipe):
     assert torch.equal(given, first)
 
 
-def test_latents_are_scaled_as_the_scheduler_has_it():
-    pipe = build(scheduler=schedulers.make("euler"))
-    noise = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE, generator=seeded(3))
-    assert torch.equal(
-        latents_of(pipe, image=picture(), latents=noise, num_fusion_steps=0),
-        latents_of(pipe, image=picture(), generator=seeded(3), num_fusion_steps=0),
-    )
-
-
-@pytest.mark.parametrize("variant", ["ddim-sd", "euler", "dpm++", "heun"])
-def test_strength_starts_from_the_noised_reference(variant):
-    pipe = build(scheduler=schedulers.make(variant))
-    timesteps, states = [], []
-
-    def record(module, args):
-        states.append(args[0])
-        timesteps.append(float(args[1]))
-
-    pipe.unet.register_forward_pre_hook(record)
-    settings = dict(num_inference_steps=10, strength=0.4, num_fusion_steps=0, guidance_scale=0.0)
-    latents_of(pipe, image=picture(), generator=seeded(3), **settings)
-    pipe.scheduler.set_timesteps(10)
-    assert timesteps == pipe.scheduler.timesteps[6 * pipe.scheduler.order :].tolist()
-    noise = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE, generator=seeded(3))
-    a = schedulers_alpha_bar(timesteps[0])
-    expected = a**0.5 * pipe.encode_subject(picture()).latents + (1 - a) ** 0.5 * noise
-    assert relative(states[0][:1], expected) < 1e-3
-    given = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE)
-    states.clear()
-    latents_of(pipe, latents=given, **settings)
-    a = a if pipe.scheduler.init_noise_sigma != 1 else 1
-    assert relative(states[0][:1], given * a**0.5) < 1e-3
-
-
-def schedulers_alpha_bar(t):
-    sigmas = ((1 - make_scheduler().alphas_cumprod) / make_scheduler().alphas_cumprod).sqrt()
-    return 1 / (1 + float(np.interp(t, np.arange(1000), sigmas.numpy())) ** 2)
-
-
 # ---------------------------------------------------------------------------------------- cost
 
 
@@ -329,25 +286,6 @@ def test_rows_without_weight_are_not_computed(pipe, settings, rows):
     counts = count_work(pipe)
     latents_of(pipe, image=picture(), num_inference_steps=1, **settings)
     assert counts["unet_rows"] == rows
-
-
-def test_fusion_in_a_part_of_the_steps(pipe):
-    settings = dict(image=picture(), num_inference_steps=4, generator=seeded(0))
-    counts, half_way = count_work(pipe), []
-
-    def keep(pipe, index, timestep, tensors):
-        half_way.append(tensors["latents"])
-        return tensors
-
-    latents_of(pipe, **settings, callback_on_step_end=keep)
-    counts.update(unet_rows=0)
-    found = latents_of(pipe, **settings | dict(generator=seeded(0)), fusion_end=0.5)
-    assert counts["unet_rows"] == 4 * 3 + 2 * 2
-    rest = latents_of(pipe, **settings, latents=half_way[1], strength=0.5, num_fusion_steps=0)
-    assert torch.equal(found, rest)
-    counts.update(unet_rows=0)
-    latents_of(pipe, **settings, fusion_start=0.5, fusion_end=0.75, num_fusion_steps=2)
-    assert counts["unet_rows"] == 4 * 3 + 1 * 4
 
 
 def test_guidance_in_a_part_of_the_steps(pipe):
@@ -425,16 +363,6 @@ def test_saves_and_loads(pipe, tmp_path):
     loaded = ProFusionPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     assert loaded.config.placeholder == "S*"
     assert torch.equal(latents_of(loaded, image=picture()), expected)
-
-
-def test_another_placeholder(components):
-    pipe = ProFusionPipeline(**components, placeholder="holder")
-    ours = latents_of(pipe, "a photo of holder on the beach", image=picture())
-    assert torch.equal(ours, latents_of(ProFusionPipeline(**components), image=picture()))
-
-
-def test_models_that_every_step_needs_are_not_shuffled(pipe):
-    assert not {"promptnet", "text_encoder"} & set(pipe.model_cpu_offload_seq.split("->"))
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -590,31 +518,6 @@ def test_weights_of_references_come_with_them(pipe):
         latents_of(pipe, subject=pipe.encode_subject(picture()), image_weights=[0.5])
 
 
-def test_largest_eta_is_allowed(pipe):
-    with pytest.raises(ValueError, match="at most") as raised:
-        latents_of(pipe, image=picture(), fusion_eta=3.0)
-    largest = float(str(raised.value).split("at most ")[1].split()[0])
-    assert torch.isfinite(latents_of(pipe, image=picture(), fusion_eta=largest - 1e-4)).all()
-    with pytest.raises(ValueError, match="at most"):
-        latents_of(pipe, image=picture(), fusion_eta=largest + 1e-3)
-
-
-def test_unfit_scheduler_is_named_before_any_work():
-    pipe = build(scheduler=FlowMatchEulerDiscreteScheduler())
-    counts = count_work(pipe)
-    for m in (0, 1):
-        with pytest.raises(ValueError, match="got FlowMatchEulerDiscreteScheduler, which has no `scale_model_input`"):
-            latents_of(pipe, image=picture(), num_fusion_steps=m)
-    pipe.scheduler = ScoreSdeVeScheduler()
-    with pytest.raises(ValueError, match="got ScoreSdeVeScheduler, which has no `step`"):
-        latents_of(pipe, image=picture(), num_fusion_steps=0)
-    pipe.scheduler = EDMEulerScheduler()
-    with pytest.raises(ValueError, match="EDMEulerScheduler can't carry the fusion stage: .* or `num_fusion_steps=0`"):
-        latents_of(pipe, image=picture())
-    assert not any(counts.values())
-    assert torch.isfinite(latents_of(pipe, image=picture(), num_fusion_steps=0)).all()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -662,48 +565,3 @@ def test_words_that_do_not_fit_are_named(pipe, caplog):
     said = [record.getMessage() for record in caplog.records if "left out of a prompt" in record.getMessage()]
     assert len(said) == 3 and all("the text encoder reads 77 tokens" in one for one in said)
     assert sum("dog" in one for one in said) == 2 and sum("blue" in one for one in said) == 1
-
-
-def test_there_is_no_ip_adapter(pipe):
-    with pytest.raises(TypeError, match="has no IP-Adapter, PromptNet has its place: give the photo as `image`"):
-        pipe.load_ip_adapter("h94/IP-Adapter")
-
-
-def test_a_required_safety_checker_is_missed_aloud(components, caplog):
-    ProFusionPipeline(**components)
-    assert "safety_checker" not in caplog.text
-    ProFusionPipeline(**components, requires_safety_checker=True)
-    assert "`safety_checker` is None, but this pipeline is published with one" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("dtype", "advice"),
-    [
-        (torch.float16, "pipe.to\\(torch.bfloat16\\)"),
-        (torch.float32, "look at its scales, the models' weights, the scheduler, and what a callback"),
-    ],
-)
-def test_not_finite_latents_name_the_step(pipe, dtype, advice):
-    def spoil(pipe, i, t, tensors):
-        return {"latents": nan_like(tensors["latents"]) if i == 1 else tensors["latents"]}
-
-    with pytest.raises(RuntimeError, match=rf"after step 3 of 4 \(timestep 251\) .* in {dtype}\. .*{advice}"):
-        latents_of(pipe.to(dtype), image=picture(), num_inference_steps=4, callback_on_step_end=spoil)
-
-
-def test_steps_are_asked_once_where_asking_waits_for_the_device(pipe, monkeypatch):
-    """On a GPU the loop keeps an answer for each step and asks for all of them after the last."""
-    asked = []
-    check = pipeline_profusion._check_steps
-    monkeypatch.setattr(pipeline_profusion, "_check_steps", lambda *given: (asked.append(len(given[0])), check(*given)))
-    latents_of(pipe, image=picture(), num_inference_steps=3)
-    assert asked == [1, 2, 3, 3]  # a CPU does not wait: a call that fails ends at once
-    good, bad = torch.tensor(True), torch.tensor(False)
-    with pytest.raises(RuntimeError, match=r"after step 2 of 3 \(timestep 5\) are"):
-        check([good, bad, bad], torch.tensor([9, 5, 1]), torch.float32)
-
-
-def test_not_finite_pictures(pipe):
-    torch.nn.init.constant_(pipe.vae.decoder.conv_out.bias, float("nan"))
-    with pytest.raises(RuntimeError, match="the decoded pictures are finite numbers in torch.float32"):
-        pipe(PROMPT, image=picture(), num_inference_steps=1)

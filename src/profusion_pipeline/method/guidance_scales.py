@@ -1,10 +1,15 @@
 """How a call guides: its scales, the steps that have them, what that costs.
 
-code name               paper    what
-guidance_scale          ω_1      towards S* with C
-class_guidance_scale    ω_2      towards C
-fusion_guidance_scale   ω_f      towards γS* with C, in the fusion stage
-guidance_rescale        φ        how far guided predictions get the deviation of ε_{S*,C}
+code name                paper     what
+prompt                   C, S*     the text with the placeholder, for which PromptNet's pseudo word stands in
+class prompt             C         the same text with a class noun in place of S*
+guidance_scale           ω_1       towards S* with C
+class_guidance_scale     ω_2       towards C
+fusion_guidance_scale    ω_f       towards γS* with C, in the fusion stage
+fusion_subject_scale     γ         how strong S* is in the fusion stage
+fusion_eta               η         how much noise the fusion stage renews
+num_fusion_steps         m         fusion steps at every timestep
+guidance_rescale         φ         how far guided predictions get the deviation of ε_{S*,C}
 """
 
 import inspect

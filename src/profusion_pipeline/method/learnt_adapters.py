@@ -1,13 +1,14 @@
-"""LoRAs of learnt subjects on a pipeline: whether rows can tell them apart, and which texts they compute."""
+"""LoRAs of learnt subjects on a pipeline: whether rows can tell them apart, and which rows and texts they compute."""
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from . import adapters, concept_loader, learnt_subject, quoting
+from . import adapters, concept_loader, guidance_rows, learnt_subject, prediction, quoting
 
 OTHER_BASE = ("size mismatch", "not found in the base model")  # what torch and PEFT say of it
 
@@ -128,6 +129,28 @@ class LearntAdaptersMixin:
                     f"`unet` of a LearntSubject must be a UNet like this pipeline's, whose `{name}` is {ours}, got "
                     f"{type(unet).__name__} with {quoting.quote(theirs)}."
                 )
+
+    def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
+        """The rows of both stages, and those without guidance, with the scales and the concepts of now."""
+        planned = []
+        for rows in prediction.plan_rows(state):
+            num_made = len(state.references.owner) * rows.has_subject
+            others = self._other_unets(state.concepts, rows.owner, rows.num_shared)
+            elsewhere = {row for _, numbers in others for row in numbers}
+            unet_adapters, promptnet_adapters = self._adapters_of(
+                state.concepts, rows.owner, rows.num_shared, num_made, state.lora_scale, elsewhere
+            )
+            numbers = [row for row in range(len(rows.owner)) if row not in elsewhere]
+            planned.append(
+                replace(
+                    rows,
+                    unet_adapters=unet_adapters,
+                    promptnet_adapters=promptnet_adapters,
+                    other_unets=tuple((unet, rows.owner.new_tensor(rows_of_it)) for unet, rows_of_it in others),
+                    base_rows=rows.owner.new_tensor(numbers) if others else None,
+                )
+            )
+        return tuple(planned)
 
     def _other_unets(
         self, concepts: concept_loader.CallConcepts, owner: torch.Tensor, num_shared: int

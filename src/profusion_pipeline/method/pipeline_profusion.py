@@ -1,56 +1,32 @@
 """ProFusionPipeline: a reference picture of somebody and a prompt -> pictures of that person as the prompt says.
 
-    code name                paper     what
-    prompt                   C, S*     the text with the placeholder, for which PromptNet's pseudo word stands in
-    class prompt             C         the same text with a class noun in place of S*
-    guidance_scale           ω_1       towards S* with C
-    class_guidance_scale     ω_2       towards C
-    fusion_guidance_scale    ω_f       towards γS* with C, in the fusion stage
-    fusion_subject_scale     γ         how strong S* is in the fusion stage
-    fusion_eta               η         how much noise the fusion stage renews
-    num_fusion_steps         m         fusion steps at every timestep
+Here is the call, in nine steps; the loop is step 8. Its symbols are explained in `guidance_scales.py`, its mathematics
+is `fusion_sampling.py`, and its components are named in `base_model.py`.
 
 Letters in shapes: P prompts, B pictures (P x num_images_per_prompt), R references of one subject, K references of all
 pictures together, L pseudo words, T tokens, N vision tokens.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    ModelMixin,
-    SchedulerMixin,
-    StableDiffusionMixin,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from . import (
     adapters,
+    base_model,
     call_inputs,
     call_texts,
     callbacks,
     checks,
     concept_loader,
-    framing,
-    fusion_sampling,
-    guidance_rows,
+    fusion_stage,
     guidance_scales,
     learnt_adapters,
     learnt_subject,
     loading,
-    modeling_promptnet,
-    noise_levels,
+    noisy_latents,
     output,
     prediction,
     recipes,
@@ -59,36 +35,7 @@ from . import (
     shared_models,
     subject_embedding,
     tensor_checks,
-    text_encoders,
 )
-
-logger = logging.get_logger(__name__)
-
-
-def check_finite(tensor: torch.Tensor, what: str) -> None:
-    """What a call computes must be finite, or the range of its dtype was too small."""
-    if not torch.isfinite(tensor).all():  # waits for the device
-        raise _not_finite(tensor.dtype, what)
-
-
-def _check_steps(finite: list[torch.Tensor], timesteps: torch.Tensor, dtype: torch.dtype) -> None:
-    """Names the first step whose latents were not finite."""
-    good = torch.stack(finite) if finite else torch.ones(1)
-    if not good.all():  # waits for the device, once
-        i = good.tolist().index(False)
-        what = f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(timesteps[i]):g})"
-        raise _not_finite(dtype, what)
-
-
-def _not_finite(dtype: torch.dtype, what: str) -> RuntimeError:
-    narrow = torch.finfo(dtype).max < torch.finfo(torch.bfloat16).max
-    advice = (
-        "Its range may be too small: `pipe.to(torch.bfloat16)` has the range of float32."
-        if narrow
-        else "The call was given finite numbers: look at its scales, the models' weights, the scheduler, and what "
-        "a callback returns."
-    )
-    return RuntimeError(f"Not all of {what} are finite numbers in {dtype}. {advice}")
 
 
 class ProFusionPipeline(
@@ -98,28 +45,11 @@ class ProFusionPipeline(
     callbacks.CallbackMixin,
     loading.LoadingMixin,
     repository.RepositoryMixin,
-    DiffusionPipeline,
-    StableDiffusionMixin,
-    TextualInversionLoaderMixin,
-    StableDiffusionLoraLoaderMixin,
+    base_model.BaseModel,
 ):
     """Customized text-to-image generation with PromptNet and Fusion Sampling, without fine-tuning on the subject.
 
-    Args:
-        vae: Autoencoder between pictures and latents.
-        text_encoder: Its last hidden state is what the UNet reads.
-        tokenizer: Of the text encoder.
-        unet: Denoiser of Stable Diffusion's kind.
-        scheduler: Any that Stable Diffusion takes.
-        promptnet: Reference -> pseudo word. As wide as the text encoder and the image encoder. Not needed where S* is
-            never made of a picture.
-        image_encoder: CLIP vision tower; all its last hidden states are used. Not needed where only
-            [`SubjectEmbedding`]s are given.
-        feature_extractor: Of the image encoder.
-        safety_checker: Looks at the finished pictures, as in `StableDiffusionPipeline`.
-        placeholder: What stands for the subject in a prompt.
-        placeholder_alias: Another spelling that prompts may use for it, as converted releases do for `holder`.
-        requires_safety_checker: Whether a missing safety checker is worth a warning, as in `StableDiffusionPipeline`.
+    Its components are those of [`BaseModel`].
 
     Source: Zhou et al. 2023, "Enhancing Detail Preservation for Customized Text-to-Image Generation: A
     Regularization-Free Approach" (arXiv 2305.13579).
@@ -131,95 +61,7 @@ class ProFusionPipeline(
         [<PIL.Image.Image image mode=RGB size=64x64...>]
     """
 
-    # The UNet, the text encoder and PromptNet are all needed at every step: only the UNet, the largest, leaves (for the
-    # VAE); the other two are loaded at their first use and stay until the call ends.
-    model_cpu_offload_seq = "image_encoder->unet->vae"
-    _optional_components = ["promptnet", "image_encoder", "feature_extractor", "safety_checker"]
-    _exclude_from_cpu_offload = ["safety_checker"]
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-
-    _own_settings = ("placeholder", "placeholder_alias")  # beside the components
     LearntSubject = learnt_subject.LearntSubject  # for those who have this code from a repository alone
-    run_safety_checker = StableDiffusionPipeline.run_safety_checker
-    prepare_extra_step_kwargs = StableDiffusionPipeline.prepare_extra_step_kwargs
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        # Without a default: else diffusers' own `from_pretrained` would not see one that the caller gives.
-        promptnet: modeling_promptnet.PromptNet | ModelMixin | None,  # the latter of another repository's code
-        image_encoder: CLIPVisionModel | None = None,
-        feature_extractor: CLIPImageProcessor | None = None,
-        safety_checker: torch.nn.Module | None = None,
-        placeholder: str = "S*",
-        placeholder_alias: str | None = None,
-        requires_safety_checker: bool = False,
-    ):
-        super().__init__()
-        if requires_safety_checker and safety_checker is None:
-            logger.warning(
-                "`safety_checker` is None, but this pipeline is published with one: load it with the others, or pass "
-                "`requires_safety_checker=False` and look at the pictures yourself before others do."
-            )
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            promptnet=promptnet,
-            image_encoder=image_encoder,
-            feature_extractor=feature_extractor,
-            safety_checker=safety_checker,
-        )
-        self.register_to_config(
-            placeholder=placeholder,
-            placeholder_alias=placeholder_alias,
-            requires_safety_checker=requires_safety_checker,
-        )
-        self.image_processor = VaeImageProcessor()  # is told every size
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent cell, along one side."""
-        return framing.vae_scale_factor(self.vae)
-
-    def load_ip_adapter(self, *args, **kwargs) -> None:
-        """There is none: PromptNet has its place, and the call's `image` its argument.
-
-        Args:
-            *args: Not read.
-            **kwargs: Not read.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError("This pipeline has no IP-Adapter, PromptNet has its place: give the photo as `image`.")
-
-    def clone(self) -> "ProFusionPipeline":
-        """Another pipeline around the same models, with a scheduler and a tokenizer of its own: one for each thread.
-
-        Returns:
-            A pipeline that draws what this one draws, with the same concepts loaded, at the same time.
-
-        Example:
-            >>> from profusion_pipeline import load_demo_pipeline
-            >>> pipe = load_demo_pipeline()
-            >>> pipe.clone().unet is pipe.unet
-            True
-        """
-        names = ("scheduler", *(tokenizer for tokenizer, _ in self.TEXT_PARTS))
-        own = {name: copy.deepcopy(self.components[name]) for name in names}
-        other = type(self)(**self.components | own, **{name: self.config[name] for name in self._own_settings})
-        other.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-        for name, loaded in self.concepts.items():
-            other.load_concept(loaded.concept, name)
-            other.set_concept_scale(loaded.scale, name)
-        return other
 
     @torch.no_grad()
     @recipes.takes_recipe
@@ -437,8 +279,8 @@ class ProFusionPipeline(
 
         # 5. Which timesteps, which of them have a fusion stage, and which of them guide
         device = self._execution_device
-        timesteps, begin = self._set_timesteps(num_inference_steps, strength)
-        plan, guided = self._plan_fusion(guidance, begin), guidance.guided_steps(len(timesteps))
+        timesteps, begin = noisy_latents.set_timesteps(self.scheduler, num_inference_steps, strength, device)
+        plan, guided = fusion_stage.plan(self.scheduler, guidance, begin), guidance.guided_steps(len(timesteps))
 
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
         if images and (guidance.uses_subject or starts_from_image or may_change):
@@ -464,7 +306,8 @@ class ProFusionPipeline(
         shared = prediction.SharedSubject(guidance)
 
         # 7. Draw the initial latents
-        latents = self._initial_latents(latents, shape, generator, state, begin, subjects if starts_from_image else [])
+        origins = subjects if starts_from_image else []
+        latents = noisy_latents.first(self.scheduler, begin, latents, shape, generator, origins, like=null.states)
 
         # 8. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
         step_settings, finite = self.prepare_extra_step_kwargs(generator, eta), []
@@ -477,142 +320,19 @@ class ProFusionPipeline(
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
                 model_input = self.scheduler.scale_model_input(latents, t)
                 model_output = prediction.predict(state, fusion, model_input, t, shared)
-                latents = self._fuse(latents, model_output, noise, *plan[i])
+                latents = fusion_stage.renew(self.scheduler, latents, model_output, noise, *plan[i])
             rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
             model_output = prediction.predict(state, rows, model_input, t, shared)
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
             finite.append(torch.isfinite(latents).all())
             if latents.device.type == "cpu":  # elsewhere that would wait for every step
-                _check_steps(finite, timesteps, latents.dtype)
+                noisy_latents.check_steps(finite, timesteps, latents.dtype)
             if callback_on_step_end is not None:
                 latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
                 fusion, refinement, unguided = self._plan_rows(state)
-        _check_steps(finite, timesteps, latents.dtype)
+        noisy_latents.check_steps(finite, timesteps, latents.dtype)
 
         # 9. Decode
-        images, has_nsfw_concept = latents, None
-        if output_type != "latent":
-            images, has_nsfw_concept = self._decode(latents, output_type, generator)
-
+        images, has_nsfw_concept = self._pictures(latents, output_type, generator)
         self.maybe_free_model_hooks()
         return self._output(images, has_nsfw_concept, return_dict)
-
-    # ----------------------------------------------- the steps that are others with another base model
-
-    def _check_base_inputs(self, base_inputs: dict[str, Any], num_prompts: int) -> None:
-        for name in base_inputs:
-            raise TypeError(f"{type(self).__name__} has no argument {name!r}.")
-
-    def _added_conditions(
-        self,
-        null: text_encoders.TextOutput,
-        class_text: text_encoders.TextOutput | None,
-        height: int,
-        width: int,
-        base_inputs: dict[str, Any],
-    ) -> Any:
-        """What the UNet reads beside the time."""
-        return None
-
-    def _decode(
-        self, latents: torch.Tensor, output_type: str, generator: torch.Generator | list[torch.Generator] | None
-    ) -> tuple[Any, list[bool] | None]:
-        """Pictures, and which of them the safety checker flagged."""
-        latents = latents / self.vae.config.scaling_factor
-        images = self.vae.decode(latents, return_dict=False, generator=generator)[0]  # [B, 3, H, W]
-        check_finite(images, "the decoded pictures")
-        images, has_nsfw_concept = self.run_safety_checker(images, self._execution_device, images.dtype)
-        harmless = [not flagged for flagged in has_nsfw_concept or [False] * len(images)]
-        images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=harmless)
-        return images, has_nsfw_concept
-
-    def _output(
-        self, images: Any, has_nsfw_concept: list[bool] | None, return_dict: bool
-    ) -> output.ProFusionOutput | tuple:
-        if not return_dict:
-            return images, has_nsfw_concept
-        return output.ProFusionOutput(images=images, nsfw_content_detected=has_nsfw_concept)
-
-    # -------------------------------------------------------------------------------- the steps themselves
-
-    def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
-        """The rows of both stages, and those without guidance, with the scales and the concepts of now."""
-        planned = []
-        for rows in prediction.plan_rows(state):
-            num_made = len(state.references.owner) * rows.has_subject
-            others = self._other_unets(state.concepts, rows.owner, rows.num_shared)
-            elsewhere = {row for _, numbers in others for row in numbers}
-            unet_adapters, promptnet_adapters = self._adapters_of(
-                state.concepts, rows.owner, rows.num_shared, num_made, state.lora_scale, elsewhere
-            )
-            numbers = [row for row in range(len(rows.owner)) if row not in elsewhere]
-            planned.append(
-                replace(
-                    rows,
-                    unet_adapters=unet_adapters,
-                    promptnet_adapters=promptnet_adapters,
-                    other_unets=tuple((unet, rows.owner.new_tensor(rows_of_it)) for unet, rows_of_it in others),
-                    base_rows=rows.owner.new_tensor(numbers) if others else None,
-                )
-            )
-        return tuple(planned)
-
-    def _set_timesteps(self, num_inference_steps: int, strength: float) -> tuple[torch.Tensor, int]:
-        """The timesteps of the call, and which of the scheduler's is the first of them."""
-        noise_levels.check_scheduler(self.scheduler)
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        begin = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
-        if begin > 0 and hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(begin)
-        return self.scheduler.timesteps[begin:], begin
-
-    def _plan_fusion(self, guidance: guidance_scales.Guidance, begin: int) -> list[tuple | None]:
-        """For each step with a fusion stage its noise level and k, the share of the noise that stays; else None."""
-        fused = guidance.fused_steps(len(self.scheduler.timesteps) - begin)
-        if not any(fused):
-            return [None] * len(fused)
-        plan = []
-        for level, inside in zip(noise_levels.fusion_levels(self.scheduler, begin), fused, strict=True):
-            if level is None or not inside:
-                plan.append(None)
-            else:
-                share = fusion_sampling.noise_share(level.alpha_bar, level.next_alpha_bar, guidance.fusion_eta)
-                plan.append((level, share))
-        checks.check_fusion_eta(guidance.fusion_eta, [share for _, share in filter(None, plan)])
-        return plan
-
-    def _initial_latents(
-        self,
-        latents: torch.Tensor | None,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None,
-        state: prediction.CallState,
-        begin: int,
-        subjects: list,
-    ) -> torch.Tensor:
-        """Given ones, or noise; with `subjects` their first reference at the noise level of the step `begin`."""
-        device, scale = self._execution_device, self.scheduler.init_noise_sigma
-        if latents is not None:
-            return latents.to(device) * (scale if begin == 0 else 1)
-        noise = randn_tensor(shape, generator=generator, device=device, dtype=state.null_states.dtype)
-        if not subjects:
-            return noise * scale
-        first = torch.cat([subject.latents[:1] for subject in subjects]).to(noise)  # [P, C, h, w]
-        first = first.repeat_interleave(len(noise) // len(first), dim=0)  # [B, C, h, w]
-        return self.scheduler.add_noise(first, noise, self.scheduler.timesteps[begin].repeat(len(first)))
-
-    def _fuse(
-        self,
-        latents: torch.Tensor,
-        model_output: torch.Tensor,
-        noise: torch.Tensor,
-        level: noise_levels.NoiseLevel,
-        share: float,
-    ) -> torch.Tensor:
-        """One fusion step of the scheduler's state."""
-        latents = latents / level.state_scale  # [B, C, h, w], variance-preserving
-        prediction_type = self.scheduler.config.prediction_type
-        predicted = fusion_sampling.predict_noise(model_output, latents, level.alpha_bar, prediction_type)
-        renewed = fusion_sampling.renew_noise(predicted, noise, share)
-        noise_levels.follow_fusion(self.scheduler, renewed - predicted)
-        return fusion_sampling.fusion_step(latents, predicted, renewed, level.alpha_bar) * level.state_scale

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DConditionModel
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
@@ -32,6 +31,7 @@ from . import (
     call_texts,
     learnt_adapters,
     modeling_promptnet,
+    noisy_latents,
     pipeline_profusion,
     reference_images,
     tensor_checks,
@@ -124,8 +124,7 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ):
-        DiffusionPipeline.__init__(self)
-        self.register_modules(
+        components = dict(
             vae=vae,
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
@@ -137,12 +136,12 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        self.register_to_config(
+        self._assemble(
+            components,
             placeholder=placeholder,
             placeholder_alias=placeholder_alias,
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         )
-        self.image_processor = VaeImageProcessor()  # is told every size
         if add_watermarker is None:
             add_watermarker = is_invisible_watermark_available()
         self.watermark = StableDiffusionXLWatermarker() if add_watermarker else None
@@ -348,7 +347,7 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
             latents = latents.to(self.vae.dtype)
             latents = latents * std.to(latents) / self.vae.config.scaling_factor + mean.to(latents)
             images = self.vae.decode(latents, return_dict=False)[0]  # [B, 3, H, W]
-        pipeline_profusion.check_finite(images, "the decoded pictures")
+        noisy_latents.check_finite(images, "the decoded pictures")
         if self.watermark is not None:
             images = self.watermark.apply_watermark(images)
         return self.image_processor.postprocess(images, output_type=output_type), None
