@@ -1,10 +1,10 @@
-# make demo | test | test-numeric | test-slow | test-app | lint | docs | train-demo | study | install | clean; each installs first.
+# make demo | test | test-numeric | test-slow | test-app | test-wheel | lint | docs | train-demo | study | install | clean; each installs first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-numeric test-slow test-app test-app-slow lint docs train-demo study clean
+.PHONY: install demo test test-numeric test-slow test-app test-app-slow test-wheel lint docs train-demo study clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -52,6 +52,10 @@ test-app: $(APP)/.installed
 # In a Chromium of this machine, and with fifty visitors at a time.
 test-app-slow: $(APP)/.installed
 	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest -m slow tests/app
+
+# Sdist and wheel: what is in them, and a picture drawn by the wheel in an environment that holds nothing else of ours.
+test-wheel: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py -k "not anew"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,12 +1,22 @@
 """What mkdocs does beside its own: the README is the first page, and links out of docs/ lead to the repository."""
 
 import re
+import sys
 from pathlib import Path
 
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / ".ci"))
+from addresses import repository  # noqa: E402
+
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)#]+)(#[^)]*)?\)")
+
+
+def on_config(config):
+    """The repository is the one that setup.cfg names."""
+    config.repo_url = config.repo_url or repository()
+    return config
 
 
 def on_files(files, config):
@@ -22,7 +32,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links to what isn't on the site -> to the repository, if mkdocs.yml says where it is; else their words alone."""
+    """Links to what isn't on the site -> to the repository, if setup.cfg says where it is; else their words alone."""
 
     def outside(match: re.Match) -> str:
         target = (ROOT / "docs" / match[3]).resolve()

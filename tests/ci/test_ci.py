@@ -1,10 +1,11 @@
 """The scripts of .ci, and what the workflow on GitHub calls."""
 
 import importlib.util
+import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,16 +18,53 @@ def script(name: str):
     return module
 
 
-def test_links_of_the_package_page(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(README, encoding="utf-8")
-    words = [ROOT / ".ci" / "absolute_links.py", page, "https://github.com/me/it", "abc"]
-    subprocess.run([sys.executable, *words], check=True)
-    text = page.read_text(encoding="utf-8")
-    assert "](https://github.com/me/it/raw/abc/docs/images/demo_grid.png)" in text
-    assert "](https://github.com/me/it/blob/abc/LICENSE)" in text
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """setup.cfg with a made-up address, and the README."""
+    config = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    config = config.replace("[metadata]\n", "[metadata]\nurl = https://github.com/me/it\n")
+    (tmp_path / "setup.cfg").write_text(config, encoding="utf-8")
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    return tmp_path
+
+
+def test_links_of_the_package_page(tree):
+    addresses = script("addresses")
+    assert addresses.repository(tree) == "https://github.com/me/it"
+    text = addresses.package_page(tree)
+    assert "](https://github.com/me/it/raw/HEAD/docs/images/demo_grid.png)" in text
+    assert "](https://github.com/me/it/blob/HEAD/LICENSE)" in text
     assert not re.findall(r"\]\((?!https?://|#)", text)
     assert len(re.findall(r"\]\(", text)) == len(re.findall(r"\]\(", README))
+    assert addresses.absolute_links(README, None) == README
+
+
+def notebooks() -> dict[str, dict]:
+    paths = sorted((ROOT / "examples").glob("*.ipynb"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def test_badges_come_and_go_with_the_address():
+    """Of a notebook with a badge, and of one without, the same is made; all else stays."""
+    addresses = script("addresses")
+    for name, notebook in notebooks().items():
+        plain = addresses.with_address(notebook, name, None)
+        dressed = addresses.with_address(plain, name, "https://github.com/me/it")
+        first, code = ("".join(cell["source"]) for cell in dressed["cells"][:2])
+        opened = f"](https://colab.research.google.com/github/me/it/blob/main/examples/{name}.ipynb)"
+        title, _, badge = first.splitlines()[:3]
+        assert title.startswith("# ") and badge == f"[![Open in Colab]({addresses.BADGE}){opened}"
+        assert '"profusion-pipeline[train,eval] @ git+https://github.com/me/it"' in code
+        assert addresses.with_address(dressed, name, "https://github.com/me/it") == dressed
+        assert addresses.with_address(dressed, name, None) == plain
+        assert dressed["cells"][2:] == plain["cells"][2:] == notebook["cells"][2:]
+
+
+def test_notebooks_have_the_address_that_setup_cfg_names():
+    """Else `python .ci/addresses.py` is to be run."""
+    addresses = script("addresses")
+    for name, notebook in notebooks().items():
+        assert addresses.with_address(notebook, name, addresses.repository()) == notebook
 
 
 def test_the_oldest_versions():

@@ -124,7 +124,7 @@ def test_the_other_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch)
 def test_notebooks_are_stored_with_what_they_show(name):
     cells = code_cells(name)
     assert (EXAMPLES / f"{name}.ipynb").stat().st_size <= 1_500_000
-    assert "%pip install" in "".join(cells[0]["source"])  # how a fresh machine gets what it needs
+    assert 'run_line_magic("pip", ' in "".join(cells[0]["source"])  # how a fresh machine gets what it needs
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
