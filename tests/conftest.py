@@ -1,7 +1,9 @@
 import os
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tiny import make_components
 
@@ -26,6 +28,25 @@ def pipe(components):
     pipe = ProFusionPipeline(**components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a saved tiny pipeline; no test changes it."""
+    from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
+
+    folder = tmp_path_factory.mktemp("model")
+    ProFusionPipeline(**make_components()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A file with a picture of the tiny models' size."""
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ ORDER = [
     {"customization", "demo"},
     {"evaluation", "notebook"},
     {"generate"},
-    {"app", "cli"},
+    {"app"},
+    {"commands"},
+    {"cli"},
     {"__init__", "__main__"},
 ]
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}

@@ -17,13 +17,6 @@ from profusion_pipeline.common.made_with import read_record
 from tiny import TEXT_WIDTH, make_components
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    ProFusionPipeline(**make_components()).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def generate(model, tmp_path, monkeypatch, capsys):
     """Run `profusion generate` in an empty folder with two steps; what is said on stderr, or the error's sentence."""
