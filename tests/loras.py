@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from tiny import make_components
+from tiny_xl import make_xl_components
 
 PLACES = {"unet": ["to_q", "to_k", "to_v", "to_out.0"], "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"]}
 FILE = "pytorch_lora_weights.safetensors"
@@ -48,3 +49,17 @@ def write_kohya(folder: Path, source: Path) -> Path:
             tensors[f"{key}.alpha"] = torch.tensor(float(len(tensor)))
     save_file(tensors, folder / "kohya.safetensors")
     return folder / "kohya.safetensors"
+
+
+def make_xl_lora(seed: int = 5) -> dict[str, torch.Tensor]:
+    """A LoRA of UNet and both text encoders, as diffusers' pipeline of Stable Diffusion XL saves it."""
+    import peft
+
+    donor, state = make_xl_components(with_promptnet=False), {}
+    for name, targets in (("unet", ["to_k", "to_q"]), ("text_encoder", ["q_proj"]), ("text_encoder_2", ["v_proj"])):
+        model = donor[name]
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
+        generator = torch.Generator().manual_seed(seed)
+        for key, tensor in peft.get_peft_model_state_dict(model).items():
+            state[f"{name}.{key}"] = torch.randn(tensor.shape, generator=generator) * 0.3
+    return state

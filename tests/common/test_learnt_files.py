@@ -3,10 +3,12 @@ import torch
 from safetensors.torch import save_file
 
 from calls import build
-from loras import write_lora
+from loras import make_xl_lora, write_lora
 from profusion_pipeline.common import learnt_files
 from profusion_pipeline.common.learnt_files import load_learnt
+from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline
 from tiny import TEXT_WIDTH
+from tiny_xl import SECOND_WIDTH, make_xl_components
 
 
 def test_words_of_a_textual_inversion_stand_for_themselves(tmp_path):
@@ -28,6 +30,23 @@ def test_several_loras_with_their_scales(tmp_path):
     assert all("lora-1" in name for name in learnt.loras[0][1]) and len(learnt.loras[0][1]) == len(learnt.loras[1][1])
     with pytest.raises(ValueError, match="`scale` of a LearntSubject must have an entry for each of 2 adapters, got 1"):
         load_learnt(build(promptnet=None), words="sks hat", class_noun="hat", loras=files, scales=[1.0])
+
+
+def test_both_text_encoders_of_stable_diffusion_xl(tmp_path):
+    pytest.importorskip("peft")
+    vectors = {"clip_l": torch.ones(1, TEXT_WIDTH), "clip_g": torch.full((1, SECOND_WIDTH), 2.0)}
+    save_file(vectors, tmp_path / "toy.safetensors")
+    save_file(make_xl_lora(), tmp_path / "dog.safetensors")
+    pipe = ProFusionXLPipeline(**make_xl_components(with_promptnet=False))
+    files = dict(loras=[str(tmp_path / "dog.safetensors")], textual_inversions=[str(tmp_path / "toy.safetensors")])
+    learnt = load_learnt(pipe, words=None, class_noun="hat", **files)
+    assert learnt.subject.words == "<toy>"
+    ((_, words),), ((_, tensors),) = learnt.textual_inversions, learnt.loras
+    assert {name: vector.unique().tolist() for name, vector in words.items()} == {
+        "<toy>": [1.0],
+        "text_encoder_2.<toy>": [2.0],
+    }
+    assert {name.split(".")[0] for name in tensors} == {"unet", "text_encoder", "text_encoder_2"}
 
 
 @pytest.mark.parametrize(

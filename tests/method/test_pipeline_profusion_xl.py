@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 
 import schedulers
 from calls import CLOSE, PROMPT, latents_of, picture, relative, seeded
-from profusion_pipeline.customization.customize import customize
+from loras import make_xl_lora
 from profusion_pipeline.method.learnt_subject import LearntSubject
 from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline, in_float32
 from tiny import TEXT_WIDTH, make_scheduler, make_unet
 from tiny_xl import PROJECTION, SECOND_WIDTH, make_xl_components
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")]
 
 PLAIN = dict(guidance_scale=0.0, num_fusion_steps=0, class_guidance_scale=5.0)
 HAT = LearntSubject("red hat", class_noun="hat")
@@ -165,11 +165,6 @@ def test_a_file_with_vectors_for_both_encoders_is_loaded_into_both(tmp_path):
     assert pipe.tokenizer.get_added_vocab().keys() == pipe.tokenizer_2.get_added_vocab().keys()
 
 
-def test_customising_is_for_one_text_encoder(pipe):
-    with pytest.raises(ValueError, match="one text encoder, a ProFusionXLPipeline has two"):
-        customize(pipe, picture())
-
-
 def test_a_photo_and_words_in_one_batch(pipe):
     subject = pipe.encode_subject(picture())
     both = latents_of(pipe, [PROMPT] * 2, subject=[subject, HAT], generator=[seeded(1), seeded(2)])
@@ -297,25 +292,12 @@ def test_another_unet_is_named():
             latents_of(pipe, subject=HAT)
 
 
-def make_lora(seed: int = 5) -> dict[str, torch.Tensor]:
-    """A LoRA of UNet and both text encoders, as diffusers' pipeline of Stable Diffusion XL saves it."""
-    peft = pytest.importorskip("peft")
-    donor, state = make_xl_components(with_promptnet=False), {}
-    for name, targets in (("unet", ["to_k", "to_q"]), ("text_encoder", ["q_proj"]), ("text_encoder_2", ["v_proj"])):
-        model = donor[name]
-        model.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
-        generator = seeded(seed)
-        for key, tensor in peft.get_peft_model_state_dict(model).items():
-            state[f"{name}.{key}"] = torch.randn(tensor.shape, generator=generator) * 0.3
-    return state
-
-
 ALL_ROWS = dict(guidance_scale=1.0, class_guidance_scale=0.0, num_fusion_steps=0)
 
 
 def test_a_lora_on_all_rows_is_diffusers_with_that_lora():
     pipe, theirs = build(with_promptnet=False), build(with_promptnet=False)
-    state, base = make_lora(), base_of(theirs)
+    state, base = make_xl_lora(), base_of(theirs)
     plain = latents_of(pipe, subject=HAT, **ALL_ROWS)
     base.load_lora_weights(dict(state), adapter_name="dog")
     pipe.load_lora_weights(dict(state), adapter_name="dog")
@@ -331,7 +313,7 @@ def test_the_lora_of_a_subject_leaves_null_and_class_to_the_base():
     pipe = build(with_promptnet=False)
     plain = latents_of(pipe, subject=HAT, **PLAIN)
     with_words = latents_of(pipe, subject=HAT)
-    pipe.load_lora_weights(make_lora(), adapter_name="dog")
+    pipe.load_lora_weights(make_xl_lora(), adapter_name="dog")
     dog = LearntSubject("red hat", class_noun="hat", adapter="dog")
     assert relative(latents_of(pipe, subject=dog, **PLAIN), plain) < CLOSE
     none = LearntSubject("red hat", class_noun="hat", adapter="dog", scale=0.0)
@@ -343,7 +325,7 @@ def test_the_lora_of_a_subject_leaves_null_and_class_to_the_base():
 
 
 def test_a_lora_for_another_base_is_refused():
-    pipe, state = build(with_promptnet=False), make_lora()
+    pipe, state = build(with_promptnet=False), make_xl_lora()
     state = {name: torch.zeros(*(2 * side for side in tensor.shape)) for name, tensor in state.items()}
     with pytest.raises(ValueError, match="The LoRA must be made for a base model like this one"):
         pipe.load_lora_weights(state, adapter_name="dog")

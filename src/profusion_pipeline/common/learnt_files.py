@@ -55,12 +55,10 @@ def load_learnt(
     """
     inverted = []
     for source in textual_inversions:
-        before = set(learnt_subject.loaded_words(pipe.tokenizer))
+        before = _vectors_of(pipe)
         place, file = _place_and_file(source)
         pipe.load_textual_inversion(place, weight_name=file)
-        new = [word for word in learnt_subject.loaded_words(pipe.tokenizer) if word not in before]
-        table = pipe.text_encoder.get_input_embeddings().weight
-        inverted.append((source, {word: table[pipe.tokenizer.convert_tokens_to_ids(word)] for word in new}))
+        inverted.append((source, {word: vector for word, vector in _vectors_of(pipe).items() if word not in before}))
     if words is None:
         # The first vector's word stands for all of them.
         words = " ".join(min(tensors, key=len) for _, tensors in inverted if tensors)
@@ -83,11 +81,21 @@ def _place_and_file(source: str) -> tuple[str, str | None]:
     return (source, None) if Path(source).exists() or not file else (f"{owner}/{name}", file)
 
 
+def _vectors_of(pipe: Any) -> dict[str, torch.Tensor]:
+    """What every loaded word of textual inversion is; in a second text encoder under its name and the word."""
+    return {
+        word if part == "text_encoder" else f"{part}.{word}": table[tokenizer.convert_tokens_to_ids(word)]
+        for name, part in pipe.TEXT_PARTS
+        for tokenizer, table in [(getattr(pipe, name), getattr(pipe, part).get_input_embeddings().weight)]
+        for word in learnt_subject.loaded_words(tokenizer)
+    }
+
+
 def _tensors_of(pipe: Any, adapter: str) -> dict[str, torch.Tensor]:
     mark = f".{adapter}."
     return {
         f"{part}.{name}": parameter
-        for part in ("unet", "text_encoder")
+        for part in ("unet", *(part for _, part in pipe.TEXT_PARTS))
         for name, parameter in getattr(pipe, part).named_parameters()
         if ".lora_" in name and mark in name
     }

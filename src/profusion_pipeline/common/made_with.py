@@ -101,7 +101,7 @@ def record_of(
         **who,
         "model": {
             "source": _place(model),
-            "hash": adapters.base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet),
+            "hash": adapters.pipeline_hash(pipe),
             "scheduler": type(pipe.scheduler).__name__,
             "dtype": str(pipe.unet.dtype).removeprefix("torch."),
             "device": pipe.device.type,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ..common.files import whole_file
 from ..customization.config import CustomizeConfig
 from ..customization.learning import PRECISION
-from ..method.adapters import base_hash
+from ..method.adapters import pipeline_hash
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.subject_prompt import find_placeholder
 from .machine import PeakMemory, machine_name
@@ -117,7 +117,7 @@ def evaluate(
     try_measures(measures, Picture(like_drawn, someone, (*someone.prompts, learning_prompt)[0], 0))
     rows, learnt = Path(folder, "rows"), Path(folder, "learnt")
     about = {
-        "model": base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet),
+        "model": pipeline_hash(pipe),
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "mixed_precision": mixed_precision,
         "class_noun": class_noun,

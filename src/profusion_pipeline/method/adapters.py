@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | None) -> str:
+def base_hash(
+    unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | None, text_encoder_2: nn.Module | None = None
+) -> str:
     """A hash of the weights that a concept depends on, the same for copies in float32, float16 and bfloat16.
 
     It is taken over the signs of the weights, which no rounding changes; of large tensors 65,536 evenly spread entries
@@ -48,6 +50,7 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | N
         unet: Of the pipeline.
         text_encoder: Of the pipeline.
         promptnet: Of the pipeline, if it has one.
+        text_encoder_2: Of the pipeline, if it has one.
 
     Returns:
         64 hexadecimal digits.
@@ -62,7 +65,7 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | N
         64
     """
     digest = hashlib.sha256()
-    for model in (unet, text_encoder, promptnet):
+    for model in (unet, text_encoder, promptnet, text_encoder_2):
         if model is None:
             continue
         # transformers 4 nests what 5 doesn't
@@ -77,6 +80,26 @@ def base_hash(unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | N
             signs = weight.flatten()[:: math.ceil(weight.numel() / SAMPLED)].signbit()
             digest.update(f"{tuple(weight.shape)}".encode() + np.packbits(signs.cpu().numpy()).tobytes())
     return digest.hexdigest()
+
+
+def pipeline_hash(pipe: Any) -> str:
+    """[`base_hash`] of a pipeline's models.
+
+    Args:
+        pipe: With one text encoder or two.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: As there.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> len(pipeline_hash(load_demo_pipeline()))
+        64
+    """
+    return base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet, getattr(pipe, "text_encoder_2", None))
 
 
 def check_changes(model: nn.Module, changes: dict[str, torch.Tensor], mode: str) -> None:

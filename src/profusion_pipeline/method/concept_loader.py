@@ -137,7 +137,7 @@ class ConceptLoaderMixin:
             raise ValueError(f"`name` {name!r} is taken: unload that concept first, or choose another name.")
         if concept.mode == "lora" and not is_peft_available():
             raise ImportError("A concept in lora mode needs PEFT: `pip install peft`.")
-        ours = adapters.base_hash(self.unet, self.text_encoder, self.promptnet)
+        ours = adapters.pipeline_hash(self)
         if concept.base_hash != ours:
             raise ValueError(
                 f"The concept was made for {concept.base_model!r}, whose weights have the hash "

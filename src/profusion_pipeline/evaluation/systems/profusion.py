@@ -10,7 +10,7 @@ from PIL import Image
 
 from ...customization.config import CustomizeConfig
 from ...customization.customize import customize
-from ...method.adapters import base_hash
+from ...method.adapters import pipeline_hash
 from ...method.concept_file import SUBJECT, Concept
 from ...method.guidance_scales import Guidance
 from ...method.modeling_promptnet import PromptNet
@@ -132,7 +132,7 @@ class ProFusion(System):
             changes={name: t for name, t in learnt.items() if name.startswith(("unet.", "promptnet."))},
             class_noun=config.class_noun,
             base_model=self.name,
-            base_hash=base_hash(ours.unet, ours.text_encoder, ours.promptnet),
+            base_hash=pipeline_hash(ours),
             settings=asdict(config),
             steps=config.steps,
             loss=float("nan"),

@@ -34,7 +34,7 @@ from PIL import Image
 
 from ...customization.config import CustomizeConfig
 from ...customization.subject_pool import Photo, read_photo
-from ...method.adapters import base_hash
+from ...method.adapters import pipeline_hash
 from ...method.pipeline_profusion import ProFusionPipeline
 
 Learnt = dict[str, torch.Tensor]
@@ -258,7 +258,7 @@ class System(ABC):
 
 
 def _fingerprint(pipe: ProFusionPipeline) -> torch.Tensor:
-    digits = base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+    digits = pipeline_hash(pipe)
     return torch.tensor(list(bytes.fromhex(digits)), dtype=torch.uint8)  # [32]
 
 
