@@ -46,7 +46,9 @@ def sample(pipe: ProFusionPipeline, prompt=PROMPTS, **settings) -> torch.Tensor:
 def everything(pipe: ProFusionPipeline) -> dict:
     """What customising must leave as it was: the models' layers, weights, and how they are set."""
     state = {}
-    for component in ("vae", "text_encoder", "unet", "promptnet", "image_encoder"):
+    for component in ("vae", "text_encoder", "text_encoder_2", "unet", "promptnet", "image_encoder"):
+        if not hasattr(pipe, component):
+            continue
         model = getattr(pipe, component)
         state |= {f"{component}.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
         state |= {f"{component}.{name} learns": p.requires_grad for name, p in model.named_parameters()}

@@ -70,7 +70,7 @@ SHIPPED = {
     "callbacks": {"torch"},
     "output": {"PIL", "diffusers"},
     "prediction": {"torch"},
-    "text_encoders": {"torch"},
+    "text_encoders": {"torch", "transformers"},
     "xl_conditions": {"torch"},
     "pipeline_profusion_xl": {"torch", "PIL", "transformers", "diffusers"},
     "prompt_pieces": {"torch", "transformers"},

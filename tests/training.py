@@ -17,9 +17,9 @@ from profusion_pipeline.training.run import TrainingRun
 from tiny import make_components
 
 
-def write_base(folder: Path) -> Path:
+def write_base(folder: Path, components: dict | None = None) -> Path:
     """A base pipeline without PromptNet; its UNet listens to the text, as a trained one does."""
-    components = make_components()
+    components = components or make_components()
     with torch.no_grad():
         for name, parameter in components["unet"].named_parameters():
             if "attn2" in name or "conv_out" in name:

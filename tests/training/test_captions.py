@@ -9,7 +9,7 @@ CAPTION = "smiling, a photo of S*, in a hat"
 
 
 def prompts(tokenizer=None, **settings) -> SamplePrompts:
-    return SamplePrompts(tokenizer, "a photo of S*", "S*", 1, **settings)
+    return SamplePrompts([tokenizer], "a photo of S*", "S*", 1, **settings)
 
 
 def test_parts_are_dropped_by_chance_and_the_person_never():

@@ -8,8 +8,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from profusion_pipeline.method.modeling_promptnet import PromptNet
 from profusion_pipeline.training.components import load_training_components
 from profusion_pipeline.training.config import TrainingConfig
-from tiny import make_components
-from tiny_xl import make_xl_components
+from tiny import TEXT_WIDTH, make_components
+from tiny_xl import SECOND_WIDTH, make_xl_components
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,15 @@ def test_the_bundled_model_by_its_word():
         assert same_weights(getattr(components, name), getattr(pipe, name))
 
 
-def test_stable_diffusion_xl_is_refused(base):
-    shutil.rmtree(base / "unet")
-    make_xl_components(with_promptnet=False)["unet"].save_pretrained(base / "unet")
-    with pytest.raises(ValueError, match="a PromptNet can't be trained for Stable Diffusion XL yet"):
-        load_training_components(config(base))
+def test_of_stable_diffusion_xl_both_text_encoders_are_loaded(tmp_path):
+    parts = make_xl_components(with_promptnet=False)
+    for name, component in parts.items():
+        if component is not None:
+            component.save_pretrained(tmp_path / name)
+    components = load_training_components(config(tmp_path, region_proj_channel=8))
+    assert same_weights(components.text_encoder_2, parts["text_encoder_2"])
+    assert not any(parameter.requires_grad for parameter in components.text_encoder_2.parameters())
+    assert components.promptnet.config.text_embed_dim == TEXT_WIDTH + SECOND_WIDTH
+    shutil.rmtree(tmp_path / "text_encoder_2")
+    with pytest.raises(ValueError, match="`model` must come with a text_encoder_2, .* has no such folder"):
+        load_training_components(config(tmp_path))

@@ -19,12 +19,14 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from ..method.adapters import base_hash
+from ..method.adapters import pipeline_hash
 from ..method.concept_file import Concept
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.shared_models import in_use
 from ..method.subject_embedding import SubjectEmbedding
-from ..method.subject_prompt import find_placeholder, tokenize_subject_prompts
+from ..method.subject_prompt import find_placeholder
+from ..method.text_encoders import tokenize_prompts
+from ..method.xl_conditions import whole_picture
 from ..training.losses import promptnet_loss
 from .augmentation import Painter
 from .captioning import PERSON_WORDS, describe_photo
@@ -142,11 +144,11 @@ def customizing(
         config = _captioned(config, photos, pipe._execution_device)
     if any(masks) and config.background == "keep" and paint is None:
         raise ValueError("`mask` is given, but `background` is 'keep', which paints nothing outside of it.")
-    models, advice = (pipe.unet, pipe.promptnet, pipe.text_encoder), "customise while no other thread draws with it"
+    models, advice = (pipe.unet, pipe.promptnet, *pipe._text_encoders), "customise while no other thread draws with it"
     with ExitStack() as undo:
         undo.enter_context(torch.inference_mode(False))  # a server's handler may run under it, and nothing learns there
         undo.enter_context(in_use(models, to_change=True, advice=advice))
-        fingerprint = base_hash(pipe.unet, pipe.text_encoder, pipe.promptnet)
+        fingerprint = pipeline_hash(pipe)
         subject = pipe.encode_subject(photos[0])
         height, width = (side * pipe.vae_scale_factor for side in subject.latents.shape[-2:])
         pictures = [
@@ -194,14 +196,22 @@ class Customization(Learning):
         super().__init__(pipe, config, pool, learning.weights.values())
         self.learning, self.subject = learning, subject
         self.fingerprint, self.thumbnail = fingerprint, thumbnail
-        prompts = tokenize_subject_prompts(
-            pipe.tokenizer,
+        cells = subject.latents.shape[-2:]
+        if len(pipe._text_encoders) > 1:  # Stable Diffusion XL
+            sizes = whole_picture(*(side * pipe.vae_scale_factor for side in cells))
+            self.constants = self.noise_schedule | {"sizes": sizes.to(self.device)}
+        else:
+            self.constants = self.noise_schedule
+        prompts = tokenize_prompts(
+            pipe._tokenizers,
             config.learning_prompts,
             placeholder=pipe.config.placeholder,
-            num_subject_tokens=pipe.promptnet.num_subject_tokens(*subject.latents.shape[-2:]),
+            num_subject_tokens=pipe.promptnet.num_subject_tokens(*cells),
             pad=config.pad_prompt,
         )
-        self.input_ids, self.positions = (tensor.to(self.device) for tensor in prompts)  # [captions, T], [captions]
+        self.input_ids, self.positions = (
+            tensor.to(self.device) for tensor in prompts
+        )  # [captions, T] or [captions, 2, T]
 
     def draw_pairs(self, numbers: Sequence[int], pool: EncodedPool | None = None) -> dict[str, torch.Tensor]:
         """Each target is learnt under the caption of its photo.
@@ -215,7 +225,7 @@ class Customization(Learning):
         """
         target, _ = self.choose(numbers, len(self.pool.mean)).to(self.device)  # [B]
         caption = target // self.config.pool_size % len(self.positions)  # of one caption for all photos the only one
-        words = dict(input_ids=self.input_ids[caption], positions=self.positions[caption])  # [B, T], [B]
+        words = dict(input_ids=self.input_ids[caption], positions=self.positions[caption])  # [B, (2,) T], [B]
         return super().draw_pairs(numbers, pool) | words
 
     def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
@@ -228,7 +238,7 @@ class Customization(Learning):
             The loss `[]`.
         """
         pipe = self.pipe
-        return promptnet_loss(pipe.unet, pipe.text_encoder, pipe.promptnet, **pairs, **self.noise_schedule).loss
+        return promptnet_loss(pipe.unet, pipe._text_encoders, pipe.promptnet, **pairs, **self.constants).loss
 
     def concept(self) -> Concept:
         """What was learnt so far.
@@ -317,12 +327,10 @@ def _gradient_checkpointing(wanted: bool, *models: torch.nn.Module) -> Iterator[
 
 
 def _check_pipeline(pipe: Any) -> None:
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise ValueError(f"Customising needs a pipeline with one text encoder, a {type(pipe).__name__} has two.")
     for name in ("promptnet", "image_encoder", "feature_extractor"):
         if getattr(pipe, name, None) is None:
             raise ValueError(f"Customising needs a pipeline with `{name}`, this {type(pipe).__name__} has none.")
-    for model in (pipe.unet, pipe.promptnet, pipe.text_encoder):
+    for model in (pipe.unet, pipe.promptnet, *pipe._text_encoders):
         if any(weight.is_inference() for weight in model.parameters()):
             raise ValueError(
                 f"Customising needs weights that gradients can go through, {type(model).__name__} was loaded under "

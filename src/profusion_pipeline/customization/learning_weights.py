@@ -58,7 +58,7 @@ def learning_weights(pipe: DiffusionPipeline, config: CustomizeConfig) -> Iterat
                 for name, weight in base_weights(model).items()
                 if component == "promptnet" or name.split(".")[-2] in PROJECTIONS
             }
-        before = undo.enter_context(only_learning((*models.values(), pipe.text_encoder), weights))
+        before = undo.enter_context(only_learning((*models.values(), *pipe._text_encoders), weights))
         yield LearningWeights(weights, before if config.mode == "full" else {})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..method.encoding import posterior, vision_states
+from ..method.encoding import vision_states
 from ..method.faces import cut_square, find_square
 from ..method.framing import vae_pixels, vision_pixels
 from ..method.mask_picture import load_mask
@@ -231,7 +231,7 @@ def encode_pictures(pipe: ProFusionPipeline, pictures: list[Image.Image], height
         some = pictures[start : start + ENCODED_AT_ONCE]
         pixels = vae_pixels(pipe.image_processor, some, height, width)  # [b, 3, H, W]
         views = vision_pixels(pipe.feature_extractor, some)  # [b, 3, h, w]
-        encoded.append((*posterior(pipe.vae, pixels, device), vision_states(pipe.image_encoder, views, device)))
+        encoded.append((*pipe._posterior(pixels), vision_states(pipe.image_encoder, views, device)))
     pipe.maybe_free_model_hooks()
     return EncodedPool(*map(torch.cat, zip(*encoded, strict=True)))
 

@@ -33,7 +33,8 @@ def posterior(
         device: Where the VAE computes.
 
     Returns:
-        Both times the VAE's scaling factor. [R, C, h, w] each
+        Both times the VAE's scaling factor; where its config tells the statistics of latents, less their mean and
+        divided by their deviation. [R, C, h, w] each
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
@@ -43,7 +44,31 @@ def posterior(
     encoded, scale = vae.encode(pixels.to(device, vae.dtype)), vae.config.scaling_factor
     if hasattr(encoded, "latents"):
         return encoded.latents * scale, torch.zeros_like(encoded.latents)
-    return encoded.latent_dist.mean * scale, encoded.latent_dist.std * scale
+    mean, std = encoded.latent_dist.mean * scale, encoded.latent_dist.std * scale
+    if (statistics := latents_statistics(vae, mean)) is None:
+        return mean, std
+    center, deviation = statistics
+    return (mean - center * scale) / deviation, std / deviation
+
+
+def latents_statistics(vae: AutoencoderKL, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and deviation of the latents of a VAE whose config tells them.
+
+    Args:
+        vae: The autoencoder.
+        like: A tensor of the device and dtype that they get.
+
+    Returns:
+        Both [1, C, 1, 1], or None.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> latents_statistics(load_demo_pipeline().vae, torch.zeros(1))
+    """
+    told = [vae.config.get(name) for name in ("latents_mean", "latents_std")]
+    if None in told:
+        return None
+    return tuple(torch.tensor(numbers).view(1, -1, 1, 1).to(like) for numbers in told)
 
 
 @torch.no_grad()
@@ -221,7 +246,11 @@ class EncodingMixin:
         device = self._execution_device
         pixels = framing.vae_pixels(self.image_processor, [reference], height, width)  # [1, 3, H, W]
         views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
-        return posterior(self.vae, pixels, device)[0], vision_states(self.image_encoder, views, device)
+        return self._posterior(pixels)[0], vision_states(self.image_encoder, views, device)
+
+    def _posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the latents of pictures. [R, C, h, w] each"""
+        return posterior(self.vae, pixels, self._execution_device)
 
     TEXT_PARTS = (("tokenizer", "text_encoder"),)  # names of the components that read texts
 

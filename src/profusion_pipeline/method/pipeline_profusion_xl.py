@@ -18,7 +18,6 @@ from diffusers.loaders.textual_inversion import load_textual_inversion_state_dic
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 from diffusers.pipelines.stable_diffusion_xl.watermark import StableDiffusionXLWatermarker
 from diffusers.utils.import_utils import is_invisible_watermark_available
-from PIL import Image
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
@@ -29,6 +28,7 @@ from transformers import (
 
 from . import (
     call_texts,
+    encoding,
     learnt_adapters,
     modeling_promptnet,
     noisy_latents,
@@ -325,27 +325,17 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
             sizes=torch.tensor(sizes).to(null.states),
         )
 
-    def _encode_reference(self, reference: Image.Image, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with in_float32(self.vae):
-            latents, states = super()._encode_reference(reference, height, width)
-        mean, std = self._latents_statistics(latents)
-        return (latents - mean * self.vae.config.scaling_factor) / std, states
-
-    def _latents_statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the latents of VAEs that tell it, each [1, C, 1, 1]; else 0 and 1."""
-        config = self.vae.config
-        mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
-        if mean is None or std is None:
-            mean, std = [0.0], [1.0]
-        return tuple(torch.tensor(numbers).view(1, -1, 1, 1).to(like) for numbers in (mean, std))
+            return super()._posterior(pixels)
 
     def _decode(
         self, latents: torch.Tensor, output_type: str, generator: torch.Generator | list[torch.Generator] | None
     ) -> tuple[Any, None]:
-        mean, std = self._latents_statistics(latents)
         with in_float32(self.vae):
             latents = latents.to(self.vae.dtype)
-            latents = latents * std.to(latents) / self.vae.config.scaling_factor + mean.to(latents)
+            mean, std = encoding.latents_statistics(self.vae, latents) or (0.0, 1.0)
+            latents = latents * std / self.vae.config.scaling_factor + mean
             images = self.vae.decode(latents, return_dict=False)[0]  # [B, 3, H, W]
         noisy_latents.check_finite(images, "the decoded pictures")
         if self.watermark is not None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from . import prompt_pieces, subject_prompt
 
@@ -127,6 +128,48 @@ def stack_ids(of_each: Sequence[torch.Tensor]) -> torch.Tensor:
         torch.Size([3, 2, 77])
     """
     return of_each[0] if len(of_each) == 1 else torch.stack(tuple(of_each), dim=-2)
+
+
+def tokenize_prompts(
+    tokenizers: Sequence[CLIPTokenizer],
+    prompts: Sequence[str],
+    *,
+    placeholder: str,
+    num_subject_tokens: int,
+    pad: bool = True,
+    name_what_is_cut: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts with S* for one text encoder or two, as `subject_prompt.tokenize_subject_prompts` makes them for one.
+
+    Args:
+        tokenizers: One or two.
+        prompts: With the placeholder.
+        placeholder: What stands for S*.
+        num_subject_tokens: L.
+        pad: Whether to the tokenizer's whole length.
+        name_what_is_cut: Whether words beyond that length are warned of.
+
+    Returns:
+        Ids [P, T], or [P, 2, T] for two, and the first place of S* [P].
+
+    Raises:
+        ValueError: A prompt has no place for S*, or the tokenizers put it at different places.
+
+    Example:
+        >>> from profusion_pipeline import load_demo_pipeline
+        >>> tokenizer = load_demo_pipeline().tokenizer
+        >>> tokenize_prompts([tokenizer] * 2, ["a S*"], placeholder="S*", num_subject_tokens=1)[0].shape
+        torch.Size([1, 2, 64])
+    """
+    words = dict(placeholder=placeholder, num_subject_tokens=num_subject_tokens, pad=pad)
+    of_each = [
+        subject_prompt.tokenize_subject_prompts(
+            tokenizer, prompts, **words, name_what_is_cut=name_what_is_cut and number == 0
+        )
+        for number, tokenizer in enumerate(tokenizers)
+    ]
+    tokens = stack_tokens([prompt_pieces.SubjectTokens(*one) for one in of_each])
+    return tokens.input_ids, tokens.positions
 
 
 def stack_tokens(of_each: Sequence[prompt_pieces.SubjectTokens]) -> prompt_pieces.SubjectTokens:

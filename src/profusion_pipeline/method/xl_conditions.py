@@ -81,6 +81,23 @@ def check_unet(unet: nn.Module, projection: int) -> None:
         )
 
 
+def whole_picture(height: int, width: int) -> torch.Tensor:
+    """The six numbers of a picture that is what it was, neither cropped nor scaled.
+
+    Args:
+        height: In pixels.
+        width: As `height`.
+
+    Returns:
+        Original size, place of the crop and target size. [6]
+
+    Example:
+        >>> whole_picture(512, 256).tolist()
+        [512.0, 256.0, 0.0, 0.0, 512.0, 256.0]
+    """
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+
+
 def sizes_of(given: dict[str, Any], height: int, width: int) -> tuple[list[float], list[float]]:
     """The sizes of C and S*, and those of ∅.
 

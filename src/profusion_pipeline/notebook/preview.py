@@ -10,7 +10,6 @@ from diffusers import ModelMixin
 from PIL import Image, ImageOps
 
 from ..method.checks import check_count
-from ..method.encoding import posterior
 from ..method.framing import vae_pixels
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.reference_images import Reference, load_reference_images
@@ -58,7 +57,7 @@ class LatentColours:
             bands = ImageOps.fit(one, (side, side)).split()
             pictures += [Image.merge("RGB", order) for order in permutations(bands)]
         pixels = vae_pixels(pipe.image_processor, pictures, side, side)  # [n, 3, H, W]
-        latents = [posterior(pipe.vae, one[None], pipe._execution_device)[0] for one in pixels]
+        latents = [pipe._posterior(one[None])[0] for one in pixels]
         pipe.maybe_free_model_hooks()
         latents = torch.cat(latents).float().cpu()  # [n, C, h, w]
         colours = torch.nn.functional.avg_pool2d(pixels.float(), pipe.vae_scale_factor)  # [n, 3, h, w]

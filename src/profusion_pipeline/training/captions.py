@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from ..method.subject_prompt import tokenize_subject_prompts
+from ..method.text_encoders import tokenize_prompts
 from .data import CAPTION
 
 
@@ -42,7 +42,7 @@ class SamplePrompts:
     """The tokens of samples' texts.
 
     Args:
-        tokenizer: The text encoder's.
+        tokenizers: Of the one text encoder, or of both.
         prompt: The text of samples without a caption.
         placeholder: What stands for the person in prompt and captions.
         num_subject_tokens: Places to reserve for S*.
@@ -51,11 +51,11 @@ class SamplePrompts:
         seed: Of the run.
 
     Example:
-        >>> prompts = SamplePrompts(pipe.tokenizer, "a photo of S*", "S*", 1)  # doctest: +SKIP
+        >>> prompts = SamplePrompts([pipe.tokenizer], "a photo of S*", "S*", 1)  # doctest: +SKIP
         >>> ids, positions = prompts.tokens([0, 1], ["a photo of S*, smiling", ""])  # doctest: +SKIP
     """
 
-    tokenizer: CLIPTokenizer
+    tokenizers: Sequence[CLIPTokenizer]
     prompt: str
     placeholder: str
     num_subject_tokens: int
@@ -87,14 +87,15 @@ class SamplePrompts:
             captions: One for each; empty where there is none.
 
         Returns:
-            Ids [B, T] and the first place of S* [B], or [1, T] and [1] if no sample has a caption.
+            Ids [B, T], or [B, 2, T] for two tokenizers, and the first place of S* [B]; of one text if no sample has a
+            caption.
 
         Raises:
             ValueError: S* stands beyond the last place that the text encoder reads.
         """
         texts = [self.text(*pair) for pair in zip(numbers, captions, strict=True)] if any(captions) else [self.prompt]
-        return tokenize_subject_prompts(
-            self.tokenizer,
+        return tokenize_prompts(
+            self.tokenizers,
             texts,
             placeholder=self.placeholder,
             num_subject_tokens=self.num_subject_tokens,

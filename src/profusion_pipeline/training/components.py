@@ -1,5 +1,6 @@
 """The models of a training: the base pipeline's parts, and a PromptNet found there or begun from the UNet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,20 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import file_exists
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModel,
+)
 
 from ..common.open_pipeline import pipeline_source
 from ..method.framing import vae_scale_factor
 from ..method.modeling_promptnet import PromptNet
+from ..method.text_encoders import text_width
+from ..method.xl_conditions import check_unet
 from .config import TrainingConfig
 
 
@@ -28,6 +38,8 @@ class TrainingComponents:
         image_encoder: The CLIP vision tower.
         feature_extractor: The vision tower's preprocessing.
         promptnet: What learns.
+        text_encoder_2: The second of Stable Diffusion XL; else None.
+        tokenizer_2: Its tokenizer; else None.
 
     Example:
         >>> components = load_training_components(config)  # doctest: +SKIP
@@ -42,6 +54,18 @@ class TrainingComponents:
     image_encoder: CLIPVisionModel
     feature_extractor: CLIPImageProcessor
     promptnet: PromptNet
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+
+    @property
+    def text_encoders(self) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
+        """One, or both of Stable Diffusion XL."""
+        return [self.text_encoder] if self.text_encoder_2 is None else [self.text_encoder, self.text_encoder_2]
+
+    @property
+    def tokenizers(self) -> list[CLIPTokenizer]:
+        """Of the text encoders."""
+        return [self.tokenizer] if self.tokenizer_2 is None else [self.tokenizer, self.tokenizer_2]
 
     def latent_side(self, resolution: int | None) -> int:
         """Cells along one side of the latents of square pictures.
@@ -88,12 +112,14 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
     vision = dict(repository=config.image_encoder) if config.image_encoder else {}
     with torch.random.fork_rng(devices=[]):  # some versions of the libraries draw first weights before they load others
         unet = _load(config, UNet2DConditionModel, "unet")
-        if unet.config.addition_embed_type == "text_time":
-            raise ValueError(
-                f"`model` must be a Stable Diffusion 1.x or 2.x, {config.model!r} is another: a PromptNet can't be "
-                "trained for Stable Diffusion XL yet."
+        text_encoder, second = _load(config, CLIPTextModel, "text_encoder"), {}
+        if unet.config.addition_embed_type == "text_time":  # Stable Diffusion XL
+            second = dict(
+                text_encoder_2=_load(config, CLIPTextModelWithProjection, "text_encoder_2"),
+                tokenizer_2=_load(config, CLIPTokenizer, "tokenizer_2"),
             )
-        text_encoder = _load(config, CLIPTextModel, "text_encoder")
+            check_unet(unet, second["text_encoder_2"].config.projection_dim)
+        readers = [text_encoder, *filter(None, [second.get("text_encoder_2")])]
         image_encoder = _load(config, CLIPVisionModel, "image_encoder", **vision)
         components = TrainingComponents(
             vae=_load(config, AutoencoderKL, "vae"),
@@ -103,9 +129,10 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
             noise_schedule=_load_noise_schedule(config),
             image_encoder=image_encoder,
             feature_extractor=_load(config, CLIPImageProcessor, "feature_extractor", **vision),
-            promptnet=_load_or_start_promptnet(config, unet, text_encoder, image_encoder),
+            promptnet=_load_or_start_promptnet(config, unet, readers, image_encoder),
+            **second,
         )
-    for model in (components.vae, text_encoder, unet, image_encoder):
+    for model in (components.vae, *components.text_encoders, unet, image_encoder):
         model.float().eval().requires_grad_(False)
     components.promptnet.float().train()
     return components
@@ -134,11 +161,11 @@ def _load_noise_schedule(config: TrainingConfig) -> DDPMScheduler:
 
 
 def _load_or_start_promptnet(
-    config: TrainingConfig, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, image_encoder: CLIPVisionModel
+    config: TrainingConfig, unet: UNet2DConditionModel, readers: Sequence[nn.Module], image_encoder: CLIPVisionModel
 ) -> PromptNet:
     widths = dict(
         image_embed_dim=image_encoder.config.hidden_size,
-        text_embed_dim=text_encoder.config.hidden_size,
+        text_embed_dim=text_width(readers),
     )
     if not _has_promptnet(config.model):
         torch.manual_seed(config.seed)

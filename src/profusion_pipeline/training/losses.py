@@ -11,12 +11,13 @@ No regulariser by default: what keeps S* from overfitting the picture is decided
 here. The squared norm of S* can be added, to compare with.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..method.subject_prompt import encode_subject_prompts
+from ..method.text_encoders import encode_ids
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
@@ -116,7 +117,7 @@ class PromptNetLoss(NamedTuple):
 
 def promptnet_loss(
     unet: nn.Module,
-    text_encoder: nn.Module,
+    text_encoder: nn.Module | Sequence[nn.Module],
     promptnet: nn.Module,
     *,
     latents: torch.Tensor,
@@ -128,6 +129,7 @@ def promptnet_loss(
     input_ids: torch.Tensor,
     positions: torch.Tensor,
     prediction_type: str,
+    sizes: torch.Tensor | None = None,
     snr_gamma: float | None = None,
     subject_l2: float = 0.0,
 ) -> PromptNetLoss:
@@ -139,7 +141,7 @@ def promptnet_loss(
 
     Args:
         unet: `UNet2DConditionModel`.
-        text_encoder: `CLIPTextModel` whose last hidden state the UNet reads.
+        text_encoder: `CLIPTextModel` whose last hidden state the UNet reads; of Stable Diffusion XL both.
         promptnet: `PromptNet`.
         latents: x_0 [B, C, h, w], scaled by the VAE's scaling factor.
         reference_latents: z [B, C, h, w], scaled alike: the same pictures, or others of the same subjects.
@@ -147,10 +149,12 @@ def promptnet_loss(
         noise: Standard normal. [B, C, h, w]
         timesteps: t [B], int64.
         alphas_cumprod: ᾱ of every timestep [T], as a scheduler keeps it.
-        input_ids: The prompt with places for S* [B, T] or [1, T] (one for all), from `tokenize_subject_prompts`.
-            Padded, as in sampling, or not, as the authors trained.
+        input_ids: The prompt with places for S* [B, T] or [1, T] (one for all), from `tokenize_subject_prompts`;
+            [B, 2, T] or [1, 2, T] for two text encoders. Padded, as in sampling, or not, as the authors trained.
         positions: First place of S*. [B] or [1]
         prediction_type: What the UNet predicts: "epsilon", "v_prediction" or "sample".
+        sizes: What Stable Diffusion XL's UNet reads of the pictures' sizes, from `xl_conditions.whole_picture`; else
+            None. [6]
         snr_gamma: Gamma of the min-SNR weights; None weighs all timesteps alike.
         subject_l2: Weight of the squared norm of S*, from 0: the larger, the shorter S*.
 
@@ -181,10 +185,14 @@ def promptnet_loss(
     noisy_latents = add_noise(latents, noise, alpha_bar)  # [B, C, h, w]
 
     subject_embeds = promptnet(reference_latents, timesteps, image_states, noisy_latents).prompt_embeds  # [B, L, D]
-    encoder_hidden_states = encode_subject_prompts(
-        text_encoder, input_ids.expand(batch, -1), positions.expand(batch), subject_embeds
-    )  # [B, T, D]
-    prediction = unet(noisy_latents, timesteps, encoder_hidden_states).sample  # [B, C, h, w]
+    encoder_hidden_states, pooled = encode_ids(
+        [text_encoder] if isinstance(text_encoder, nn.Module) else text_encoder,
+        input_ids.expand(batch, *input_ids.shape[1:]),
+        positions=positions.expand(batch),
+        words=subject_embeds,
+    )  # [B, T, D], and [B, F] of Stable Diffusion XL
+    added = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes.expand(batch, -1)}
+    prediction = unet(noisy_latents, timesteps, encoder_hidden_states, added_cond_kwargs=added).sample  # [B, C, h, w]
 
     loss = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # [B]
     if snr_gamma is not None:

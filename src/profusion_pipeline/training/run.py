@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..common.files import whole_folder
+from ..method.xl_conditions import whole_picture
 from .batches import CachedPictures, Encoders, Preprocessing, UncachedPictures, folder_samples
 from .captions import SamplePrompts
 from .checkpoints import checkpoint_path, delete_all_but_newest
@@ -78,7 +79,7 @@ class TrainingRun:
         self.latent_shape = (components.unet.config.in_channels, side, side)
         self.resolution = side * components.pixels_per_latent
         self.prompts = SamplePrompts(
-            components.tokenizer,
+            components.tokenizers,
             config.prompt,
             config.placeholder,
             components.promptnet.num_subject_tokens(side, side),
@@ -94,9 +95,11 @@ class TrainingRun:
             snr_gamma=config.snr_gamma,
             subject_l2=config.subject_l2,
         )
+        if components.text_encoder_2 is not None:
+            self.constants["sizes"] = whole_picture(self.resolution, self.resolution).to(accelerator.device)
         self.source = self._open_pictures()
 
-        for model in (components.unet, components.text_encoder):
+        for model in (components.unet, *components.text_encoders):
             CAST_FROZEN[config.mixed_precision](model.to(accelerator.device))
         if config.gradient_checkpointing:
             components.unet.enable_gradient_checkpointing()

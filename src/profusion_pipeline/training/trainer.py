@@ -132,7 +132,7 @@ def _learn(run: TrainingRun, numbers: Sequence[int], batch: Batch, draws: NoiseD
 def _gradients(run: TrainingRun, **pairs: torch.Tensor) -> torch.Tensor:
     components = run.components
     with run.accelerator.autocast(), _attention_kernel(run.accelerator):
-        loss = promptnet_loss(components.unet, components.text_encoder, run.promptnet, **pairs, **run.constants).loss
+        loss = promptnet_loss(components.unet, components.text_encoders, run.promptnet, **pairs, **run.constants).loss
     run.accelerator.backward(loss)
     return loss.detach()
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.pipeline_profusion_xl import ProFusionXLPipeline
 from .components import TrainingComponents
 from .config import TrainingConfig
 
@@ -22,12 +23,14 @@ def assemble_pipeline(components: TrainingComponents, promptnet: PromptNet, *, p
         placeholder: How prompts write the pseudo word.
 
     Returns:
-        The pipeline, with DDIM on the base's noise schedule.
+        The pipeline, with DDIM on the base's noise schedule; of Stable Diffusion XL where the base is that.
 
     Example:
         >>> pipe = assemble_pipeline(components, promptnet, placeholder="S*")  # doctest: +SKIP
     """
-    return ProFusionPipeline(
+    is_xl = components.text_encoder_2 is not None
+    second = dict(text_encoder_2=components.text_encoder_2, tokenizer_2=components.tokenizer_2) if is_xl else {}
+    return (ProFusionXLPipeline if is_xl else ProFusionPipeline)(
         vae=components.vae,
         text_encoder=components.text_encoder,
         tokenizer=components.tokenizer,
@@ -37,6 +40,7 @@ def assemble_pipeline(components: TrainingComponents, promptnet: PromptNet, *, p
         image_encoder=components.image_encoder,
         feature_extractor=components.feature_extractor,
         placeholder=placeholder,
+        **second,
     )
 
 
