@@ -11,6 +11,7 @@ This file is also the component's file in a Hub repository, so it imports no oth
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,24 +28,23 @@ from torch import nn
 UNIFORM_SETTINGS = ("layers_per_block", "cross_attention_dim", "only_cross_attention")
 # These concern its decoder, or what it is told besides latents and time: they may have any value. Every other setting
 # must have the UNet's default, because PromptNet has no counterpart of it.
-FOREIGN_SETTINGS = (
-    "sample_size",
-    "out_channels",
-    "up_block_types",
-    "reverse_transformer_layers_per_block",
-    "conv_out_kernel",
-    "encoder_hid_dim",
-    "encoder_hid_dim_type",
-    "addition_embed_type",
-    "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-    "mid_block_only_cross_attention",
-)
+FOREIGN_SETTINGS = """sample_size out_channels up_block_types reverse_transformer_layers_per_block conv_out_kernel
+    encoder_hid_dim encoder_hid_dim_type addition_embed_type addition_embed_type_num_heads addition_time_embed_dim
+    projection_class_embeddings_input_dim mid_block_only_cross_attention""".split()
 
 
 def _grid_stride(block_out_channels: tuple[int, ...]) -> int:
     return max(8, 2 ** (len(block_out_channels) - 1))
+
+
+def _of_each_block(name: str, value: int | Sequence[int], num_blocks: int) -> list[int]:
+    values = [value] * num_blocks if isinstance(value, int) else list(value)
+    if len(values) != num_blocks:
+        raise ValueError(
+            f"`{name}` has {len(values)} entries, but there are {num_blocks} blocks: give one number, or one for each "
+            "block."
+        )
+    return values
 
 
 @dataclass
@@ -59,45 +59,14 @@ class PromptNetOutput(BaseOutput):
     prompt_embeds: torch.Tensor
 
 
-class LatentEmbedding(nn.Module):
-    """E(x_t): two convolutions that bring the noisy latents to the width of the first block.
-
-    Args:
-        in_channels: Channels of the latents.
-        out_channels: Width of the first block.
-
-    Example:
-        >>> import torch
-        >>> from profusion_pipeline.method.modeling_promptnet import LatentEmbedding
-        >>> LatentEmbedding(4, 32)(torch.randn(2, 4, 8, 8)).shape
-        torch.Size([2, 32, 8, 8])
-    """
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.conv_out = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """E(x_t).
-
-        Args:
-            latents: x_t. [B, C, h, w]
-
-        Returns:
-            Features. [B, out_channels, h, w]
-        """
-        return self.conv_out(nn.functional.silu(self.conv_in(latents)))
-
-
 class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     r"""S* = PromptNet(z, t, V, x_t): the encoder half of a UNet that reads a reference picture into pseudo words.
 
-    h_0 = conv_in(z) + E(x_t) runs through the UNet's down and mid blocks with Linear(V) as context. Strided
-    convolutions ("taps") bring h_0 and the output of every block to one grid, 1/8 of the latent grid (1/2^(n-1) for
-    more than four blocks); a last strided convolution turns `region_kernel_size` x `region_kernel_size` cells of that
-    grid into one pseudo word, so that L = 1 at the trained size. The names of all parameters are those of the authors'
-    release.
+    h_0 = conv_in(z) + E(x_t), where E is two convolutions, runs through the UNet's down and mid blocks with Linear(V)
+    as context. Strided convolutions ("taps") bring h_0 and the output of every block to one grid, 1/8 of the latent
+    grid (1/2^(n-1) for more than four blocks); a last strided convolution turns `region_kernel_size` x
+    `region_kernel_size` cells of that grid into one pseudo word, so that L = 1 at the trained size. The names of all
+    parameters are those of the authors' release.
 
     Args:
         in_channels: Channels of the latents.
@@ -184,27 +153,18 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(
                 f"`down_block_types` names {len(down_block_types)} blocks, but `block_out_channels` has {num_blocks}."
             )
-        num_heads = (attention_head_dim,) * num_blocks if isinstance(attention_head_dim, int) else attention_head_dim
-        if len(num_heads) != num_blocks:
-            raise ValueError(
-                f"`attention_head_dim` has {len(num_heads)} entries, but there are {num_blocks} blocks: give one "
-                "number, or one for each block."
-            )
-
-        depths = transformer_layers_per_block
-        depths = [depths] * num_blocks if isinstance(depths, int) else list(depths)
-        if len(depths) != num_blocks:
-            raise ValueError(
-                f"`transformer_layers_per_block` has {len(depths)} entries, but there are {num_blocks} blocks: give "
-                "one number, or one for each block."
-            )
+        num_heads = _of_each_block("attention_head_dim", attention_head_dim, num_blocks)
+        depths = _of_each_block("transformer_layers_per_block", transformer_layers_per_block, num_blocks)
 
         width = block_out_channels[0]
         time_embed_dim = 4 * width
         self.conv_in = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
         self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
         self.time_embedding = TimestepEmbedding(width, time_embed_dim, act_fn=act_fn)
-        self.promptnet_cond_embedding = LatentEmbedding(in_channels, width)
+        self.promptnet_cond_embedding = nn.Sequential()  # E, with the names of the release
+        self.promptnet_cond_embedding.add_module("conv_in", nn.Conv2d(in_channels, width, kernel_size=3, padding=1))
+        self.promptnet_cond_embedding.add_module("silu", nn.SiLU())
+        self.promptnet_cond_embedding.add_module("conv_out", nn.Conv2d(width, width, kernel_size=3, padding=1))
         self.vision_embedding = nn.Linear(image_embed_dim, cross_attention_dim)
 
         def tap(channels: int, stride: int) -> nn.Conv2d:
@@ -212,50 +172,44 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
 
         stride = self.grid_stride
         self.first_prompt_projection = tap(width, stride)
+        shared = dict(  # of all blocks
+            temb_channels=time_embed_dim,
+            resnet_eps=norm_eps,
+            resnet_act_fn=act_fn,
+            resnet_groups=norm_num_groups,
+            cross_attention_dim=cross_attention_dim,
+            use_linear_projection=use_linear_projection,
+            upcast_attention=upcast_attention,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            dropout=dropout,
+        )
         self.down_blocks = nn.ModuleList()
         self.down_prompt_projections = nn.ModuleList()
         for i, (block_type, out_width) in enumerate(zip(down_block_types, block_out_channels, strict=True)):
             is_last = i == num_blocks - 1
-            self.down_blocks.append(
-                get_down_block(
-                    block_type,
-                    num_layers=layers_per_block,
-                    transformer_layers_per_block=depths[i],
-                    in_channels=width,
-                    out_channels=out_width,
-                    temb_channels=time_embed_dim,
-                    add_downsample=not is_last,
-                    resnet_eps=norm_eps,
-                    resnet_act_fn=act_fn,
-                    resnet_groups=norm_num_groups,
-                    cross_attention_dim=cross_attention_dim,
-                    num_attention_heads=num_heads[i],
-                    attention_head_dim=num_heads[i],
-                    downsample_padding=downsample_padding,
-                    use_linear_projection=use_linear_projection,
-                    only_cross_attention=only_cross_attention,
-                    upcast_attention=upcast_attention,
-                    resnet_time_scale_shift=resnet_time_scale_shift,
-                    dropout=dropout,
-                )
+            block = get_down_block(
+                block_type,
+                num_layers=layers_per_block,
+                transformer_layers_per_block=depths[i],
+                in_channels=width,
+                out_channels=out_width,
+                add_downsample=not is_last,
+                num_attention_heads=num_heads[i],
+                attention_head_dim=num_heads[i],
+                downsample_padding=downsample_padding,
+                only_cross_attention=only_cross_attention,
+                **shared,
             )
+            self.down_blocks.append(block)
             stride = stride if is_last else stride // 2
             self.down_prompt_projections.append(tap(out_width, stride))
             width = out_width
         self.mid_block = UNetMidBlock2DCrossAttn(
             transformer_layers_per_block=depths[-1],
             in_channels=width,
-            temb_channels=time_embed_dim,
-            dropout=dropout,
-            resnet_eps=norm_eps,
-            resnet_act_fn=act_fn,
             output_scale_factor=mid_block_scale_factor,
-            resnet_time_scale_shift=resnet_time_scale_shift,
-            cross_attention_dim=cross_attention_dim,
             num_attention_heads=num_heads[-1],
-            resnet_groups=norm_num_groups,
-            use_linear_projection=use_linear_projection,
-            upcast_attention=upcast_attention,
+            **shared,
         )
         self.mid_prompt_projection = tap(width, stride)
         self.region_prompt_output = nn.Conv2d(

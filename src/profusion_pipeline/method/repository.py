@@ -12,20 +12,17 @@ each in a first load from the Hub, one after another, and one in every later loa
 requests in all and then 5; with each file of the method by itself, 95 and then 21.)
 """
 
-import ast
 import json
 import os
 import re
-from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitInfo, create_repo, hf_hub_download, list_repo_files, upload_folder
+from huggingface_hub import CommitInfo, create_repo
 
-from . import card, whole_files
+from . import card, older_saves, whole_files
 
-INDEX, CARD, ENTRY, CODE = "model_index.json", "README.md", "pipeline.py", "profusion_method.py"
-PREFIXED = re.compile(r"profusion_\w+\.py")  # most files of the code had such names, until November 2026
+CODE = "profusion_method.py"
 
 
 def method_files(folder: Path, pipeline: str = "pipeline_profusion.ProFusionPipeline") -> dict[str, bytes]:
@@ -44,7 +41,7 @@ def method_files(folder: Path, pipeline: str = "pipeline_profusion.ProFusionPipe
     """
     files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"}
     entry = re.sub(rb'^PIPELINE = "[\w.]+"', b'PIPELINE = "%s"' % pipeline.encode(), files.pop("entry.py"), flags=re.M)
-    alone = {ENTRY: entry, "promptnet/modeling_promptnet.py": files.pop("modeling_promptnet.py")}
+    alone = {older_saves.ENTRY: entry, "promptnet/modeling_promptnet.py": files.pop("modeling_promptnet.py")}
     parts = [b"# ==== %s ====\n%s" % (name.encode(), content) for name, content in files.items()]
     return alone | {CODE: b"# The files of the method. pipeline.py takes them apart and runs them.\n" + b"".join(parts)}
 
@@ -87,77 +84,12 @@ def mend_components(folder: Path) -> None:
     # Private entries are what a pipeline remembers of one that it was made from; diffusers would take some for folders.
     index = {
         name: entry
-        for name, entry in _read_json(folder / INDEX).items()
+        for name, entry in _read_json(folder / older_saves.INDEX).items()
         if not name.startswith("_") or name in ("_class_name", "_diffusers_version")
     }
     if index["feature_extractor"][0] is not None:
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    _write_json(folder / INDEX, index)
-
-
-def code_of_older_save(entry: str, there: Collection[str]) -> set[str]:
-    """Which files of a repository are code of an older version that this one no longer writes.
-
-    Until November 2026 every file of the code lay at the top, and the docstring of `pipeline.py` named them.
-
-    Args:
-        entry: Text of that file.
-        there: Paths in the repository.
-
-    Returns:
-        Paths of `there`; none if somebody else wrote that `pipeline.py`.
-
-    Example:
-        >>> entry = "'''What diffusers runs first.\\n\\n    from .pipeline_profusion import *\\n'''"
-        >>> code_of_older_save(entry, ["pipeline_profusion.py", "my_notes.py"])
-        {'pipeline_profusion.py'}
-    """
-    try:
-        docstring = ast.get_docstring(ast.parse(entry)) or ""
-    except (SyntaxError, ValueError):
-        return set()
-    named = {f"{name}.py" for name in re.findall(r"^ *from \.(\w+) import \*$", docstring, re.MULTILINE)}
-    if "pipeline_profusion.py" not in named:
-        return set()
-    return {path for path in there if path in named or PREFIXED.fullmatch(path)}
-
-
-def superseded_files(
-    there: Collection[str], new: Collection[str], variant: str | None, *, old_code: Collection[str] = ()
-) -> list[str]:
-    """What of an older save must go when a new one takes its place: its code, and weights that would be read first.
-
-    Weights of other variants and files of others stay.
-
-    Args:
-        there: Paths in the repository.
-        new: Paths that are about to be written.
-        variant: Of the weights that are about to be written.
-        old_code: Paths of the older save's code, as [`code_of_older_save`] finds them.
-
-    Returns:
-        Paths of `there`.
-
-    Example:
-        >>> there = ["unet/model.safetensors.index.json", "unet/model-00001-of-00002.fp16.safetensors"]
-        >>> superseded_files(there, ["unet/model.safetensors"], None)
-        ['unet/model.safetensors.index.json']
-    """
-    mark = "" if variant is None else rf"\.{re.escape(variant)}"
-    shard, kind = r"(?:-\d{5}-of-\d{5})?", r"\.(?:safetensors|bin)"
-    weights = re.compile(rf"(\w+)/\w*model(?:{mark}{shard}{kind}|{kind}\.index{mark}\.json)")
-    parts = {path.split("/")[0] for path in new}
-
-    def goes(path: str) -> bool:
-        found = weights.fullmatch(path)
-        return path not in new and bool(path in old_code or (found and found[1] in parts))
-
-    return sorted(path for path in there if goes(path))
-
-
-def _read_text(path: str | Path) -> str:
-    """Of a file that may be somebody else's, in whatever encoding."""
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+    _write_json(folder / older_saves.INDEX, index)
 
 
 def _read_json(path: Path) -> dict:
@@ -166,69 +98,6 @@ def _read_json(path: Path) -> dict:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def _move_into(new: Path, target: Path, variant: str | None) -> None:
-    """Put a whole repository in place of an older one: without an index, which nothing loads, until all is there."""
-    (target / INDEX).unlink(missing_ok=True)
-    files, there = _files(new), _files(target)
-    old_code = code_of_older_save(_read_text(target / ENTRY), there) if ENTRY in there else ()
-    for path in superseded_files(there, files, variant, old_code=old_code):
-        (target / path).unlink()
-        if not any((target / path).parent.iterdir()):
-            (target / path).parent.rmdir()
-    for path in sorted(files - {INDEX}):
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new / path, target / path)
-    os.replace(new / INDEX, target / INDEX)
-
-
-def upload_repository(
-    folder: Path,
-    repo_id: str,
-    *,
-    variant: str | None = None,
-    commit_message: str | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
-    subfolder: str | None = None,
-) -> CommitInfo:
-    """Upload a folder as one commit, which also deletes what it supersedes. A model card on the Hub is kept.
-
-    Args:
-        folder: The repository.
-        repo_id: An existing repository on the Hub.
-        variant: Of the weights in the folder.
-        commit_message: Of the commit.
-        token: For the Hub; None takes the stored one.
-        create_pr: Whether to open a pull request rather than commit.
-        subfolder: Where in the repository the folder goes.
-
-    Returns:
-        The commit.
-
-    Example:
-        >>> upload_repository(Path("profusion-sd2"), "me/profusion-sd2")  # doctest: +SKIP
-    """
-    place = f"{subfolder}/" if subfolder else ""
-    there = [path.removeprefix(place) for path in list_repo_files(repo_id, token=token) if path.startswith(place)]
-    old_code = ()
-    if ENTRY in there:
-        old_code = code_of_older_save(_read_text(hf_hub_download(repo_id, f"{place}{ENTRY}", token=token)), there)
-    return upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        path_in_repo=subfolder,
-        commit_message=commit_message or "Upload ProFusionPipeline",
-        token=token,
-        create_pr=create_pr,
-        ignore_patterns=[CARD] if CARD in there else None,
-        delete_patterns=superseded_files(there, _files(folder), variant, old_code=old_code) or None,
-    )
 
 
 class RepositoryMixin:
@@ -294,13 +163,13 @@ class RepositoryMixin:
             new = scratch / "new"
             super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
             facts = dict(base_model=base_model, license=license, readme=readme)
-            self.complete_repository(new, repo_id, has_card=(target / CARD).exists(), **facts)
+            self.complete_repository(new, repo_id, has_card=(target / older_saves.CARD).exists(), **facts)
             if target.exists():
-                _move_into(new, target, variant)
+                older_saves.move_into(new, target, variant)
             else:
                 os.replace(new, target)
         if push_to_hub:
-            upload_repository(target, repo_id, variant=variant, **kwargs)
+            older_saves.upload_repository(target, repo_id, variant=variant, **kwargs)
 
     def push_to_hub(
         self,
@@ -347,7 +216,7 @@ class RepositoryMixin:
             folder = Path(scratch, repo_id.split("/")[-1])
             super().save_pretrained(folder, safe_serialization, variant=variant, max_shard_size=max_shard_size)
             self.complete_repository(folder, repo_id, base_model=base_model, license=license, readme=readme)
-            return upload_repository(
+            return older_saves.upload_repository(
                 folder,
                 repo_id,
                 variant=variant,
@@ -393,7 +262,7 @@ class RepositoryMixin:
         names = {"_class_name": ["pipeline", self.PIPELINE.split(".")[1]]}
         if self.promptnet is not None:
             names["promptnet"] = ["modeling_promptnet", "PromptNet"]
-        _write_json(folder / INDEX, _read_json(folder / INDEX) | names)
+        _write_json(folder / older_saves.INDEX, _read_json(folder / older_saves.INDEX) | names)
         if not has_card:
             text = readme or card.model_card(
                 name,
@@ -402,4 +271,4 @@ class RepositoryMixin:
                 base_model=base_model,
                 license=license,
             )
-            (folder / CARD).write_text(text, encoding="utf-8")
+            (folder / older_saves.CARD).write_text(text, encoding="utf-8")
