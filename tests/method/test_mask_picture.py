@@ -96,6 +96,8 @@ WHITE = grey(disc())
         "0 and 255 as uint16": (disc().astype(np.uint16), disc()),
         "black and dark red": (Image.merge("RGB", [grey(disc() // 2), grey(0 * disc()), grey(0 * disc())]), disc()),
         "label in a palette": (label_in_a_palette(), disc()),
+        "label with grey and alpha": (Image.fromarray((disc() > 0).astype(np.uint8)).convert("LA"), disc()),
+        "label with colours and alpha": (Image.fromarray((disc() > 0).astype(np.uint8)).convert("RGBA"), disc()),
     }.values(),
 )
 def test_what_is_transparent_is_never_pointed_at(mask, expected):

@@ -72,5 +72,9 @@ def _opaque_part(picture: Image.Image) -> Image.Image:
     white = (alpha * (colours.min(axis=2) > 0.75)).sum() / visible
     # A photo is hardly ever black and white; a mask is, but for soft edges.
     is_mask = alpha.min() == 1 or (black + white > 0.8 and min(black, white) > 0.005)
-    lightness = np.asarray(picture.convert("RGB").convert("L"), dtype=np.float32) if is_mask else 255
+    if is_mask:
+        colours[alpha == 0] = 0  # whatever colour a program left there
+        lightness = np.asarray(_lightness(Image.fromarray((colours * 255).round().astype(np.uint8))), dtype=np.float32)
+    else:
+        lightness = 255
     return Image.fromarray((alpha * lightness).round().astype(np.uint8))
