@@ -13,6 +13,7 @@ from typing import Any
 from .common.flags import Flag, flags_of_function, given_flags
 from .common.launcher import chosen_place
 from .method.checks import check_characters
+from .method.whole_files import shown_path
 
 CALL = Path(__file__).parent / "method" / "pipeline_profusion.py"
 
@@ -208,9 +209,11 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     try:
         prompts = [line.strip() for line in read_lines(args.prompts) if line.strip()]
     except OSError as error:
-        raise OSError(f"--prompts must be a file that can be read ({error.strerror}), got {args.prompts!r}.") from error
+        raise OSError(
+            f"--prompts must be a file that can be read ({error.strerror}), got {shown_path(args.prompts)}."
+        ) from error
     if not prompts:
-        raise ValueError(f"--prompts must be a file with a prompt in each line, {args.prompts!r} has none.")
+        raise ValueError(f"--prompts must be a file with a prompt in each line, {shown_path(args.prompts)} has none.")
     return prompts
 
 

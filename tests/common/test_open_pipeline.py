@@ -34,6 +34,9 @@ def models(pipe) -> dict[str, torch.nn.Module]:
 def test_nothing_there(tmp_path):
     with pytest.raises(OSError, match="model_index.json"):
         load_pipeline(tmp_path, dtype=torch.float32, device="cpu")
+    for place in ("a" * 300, "", "nowhere/at/all"):
+        with pytest.raises(FileNotFoundError, match="`model` must be a folder or file that exists, or the Hub id"):
+            load_pipeline(place, dtype=torch.float32, device="cpu")
 
 
 def test_the_word_for_the_bundled_model(tmp_path, monkeypatch):

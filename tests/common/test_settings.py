@@ -25,6 +25,12 @@ class Example:
     words: tuple[str, ...] = setting((), help="Words.")
 
 
+def test_what_would_never_end_is_refused():
+    for name in ("steps", "pool_size", "batch_size", "rank"):
+        with pytest.raises(ValueError, match=f"`{name}` must be at most [0-9]+, got 1000000000000"):
+            CustomizeConfig(**{name: 10**12})
+
+
 def test_a_setting_carries_what_is_said_about_it():
     (field,) = (field for field in dataclasses.fields(Example) if field.name == "count")
     expected = dict(help="A number.", minimum=2, maximum=12, choices=None, resumable=False)
@@ -80,6 +86,7 @@ def test_another_type_is_refused(values, sentence):
     [
         ({"count": 1}, "`count` must be at least 2, got 1"),
         ({"count": 13}, "`count` must be at most 12, got 13"),
+        ({"side": 10**400}, "`side` must be at most 1000000000, got a whole number of 1329 bits"),
         ({"side": 0}, "`side` must be at least 1, got 0"),
         ({"rate": float("nan")}, "`rate` must be a finite number of at least 0, got nan"),
         ({"gamma": float("inf")}, "`gamma` must be a finite number, got inf"),

@@ -13,6 +13,7 @@ from profusion_pipeline.customization.subject_pool import (
     encode_pictures,
     read_mask,
     read_photo,
+    read_photos,
 )
 from profusion_pipeline.method.faces import crop_face
 
@@ -140,3 +141,10 @@ def test_photos_and_masks_are_cut_to_the_face():
     assert mask.getextrema() == (0, 255)
     with pytest.raises(ValueError, match="`mask` must be light on the subject, it is dark all over the square"):
         cut_to_faces([astronaut], [Image.new("L", astronaut.size)])
+
+
+def test_of_several_the_place_is_named():
+    with pytest.raises(ValueError, match=r"`photo\[1\]` must be at least 16 pixels on each side, got 4 x 4"):
+        read_photos([photo(), Image.new("RGB", (4, 4))], None)
+    with pytest.raises(ValueError, match=r"`mask\[1\]` must have the photo's size"):
+        read_photos([photo(), photo()], [None, Image.new("L", (4, 4), 255)])

@@ -62,3 +62,30 @@ def test_the_largest_eta_is_named():
     checks.check_fusion_eta(9.0, [])
     with pytest.raises(ValueError, match="`fusion_eta` must be at most 1.4142 with this schedule, got 2.0"):
         checks.check_fusion_eta(2.0, [0.5, 1 - 2.0**2])
+
+
+def test_scales_have_an_end():
+    assert checks.check_scale("scale", np.float32(10_000)) == 10_000
+    assert checks.check_scale("scale", -10_000, signed=True) == -10_000
+    for value in (1e38, np.float64(10_001), 10**30):
+        with pytest.raises(ValueError, match="`scale` must be at most 10000, whatever its sign, got "):
+            checks.check_scale("scale", value)
+    with pytest.raises(ValueError, match="`scale` must be at most 10000, whatever its sign, got -1e"):
+        checks.check_scale("scale", -1e38, signed=True)
+    with pytest.raises(ValueError, match="`scale` must be a finite number of at least 0, got -1"):
+        checks.check_scale("scale", -1)
+
+
+def test_places(tmp_path):
+    (tmp_path / "a").mkdir()
+    for place in (tmp_path, str(tmp_path / "a"), "demo", "me/profusion-sd2", "me/sd_2.1"):
+        assert checks.check_place("model", place) == str(place)
+    for place in ("", "a" * 300, "me/" + "a" * 300, "a\0b", "a/b/c", "~/model", tmp_path / "b"):
+        with pytest.raises(
+            FileNotFoundError, match="`model` must be a folder or file that exists, or the Hub id"
+        ) as no:
+            checks.check_place("model", place)
+        assert len(str(no.value)) < 250
+    for place in (None, 3, b"a", ["a"]):
+        with pytest.raises(TypeError, match="`model` must be a folder or a Hub id, got"):
+            checks.check_place("model", place)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hub_server import serve
+from hub_server import Repository, serve
 from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.method.concept_file import FILE, Concept
 
@@ -233,8 +233,11 @@ def test_sources_that_hold_no_concept(tmp_path):
         Concept.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="There is no concept at 'no-such/place', neither a folder nor on the Hub"):
         Concept.from_pretrained("no-such/place", local_files_only=True, cache_dir=tmp_path)
-    with pytest.raises(OSError, match="There is no concept at '/no/such/folder', neither"):
+    with pytest.raises(OSError, match="`concept` must be a folder or file that exists, .* got '/no/such/folder'"):
         Concept.from_pretrained("/no/such/folder")
+    with pytest.raises(OSError, match="`concept` must be a folder or file that exists") as raised:
+        Concept.from_pretrained("a" * 300)
+    assert len(str(raised.value)) < 250
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,14 @@ def test_sources_that_hold_no_concept(tmp_path):
         (
             dict(settings={"mode": "lora", "rate": float("nan")}),
             "`settings` must hold finite numbers, got nan for 'rate'",
+        ),
+        (
+            dict(settings={"mode": "lora", "zoom": [[1, [2]]]}),
+            r"`settings` must hold texts and numbers, got \[2\] for 'zoom'",
+        ),
+        (
+            dict(settings={"mode": "lora", "zoom": [0, float("nan")]}),
+            "`settings` must hold finite numbers, got nan for 'zoom'",
         ),
         (dict(settings=[1]), r"`settings` must be of dict, got \[1\]"),
         (dict(steps=True), "`steps` must be of int, got True"),
@@ -350,6 +361,7 @@ PUSHING = """
 from test_concept_file import assert_same, make
 from profusion_pipeline.method.concept_file import Concept
 make().push_to_hub("ada/concept", private=True)
+make().push_to_hub("ada/described")
 assert_same(Concept.from_pretrained("ada/concept"), make())
 """
 
@@ -357,6 +369,8 @@ assert_same(Concept.from_pretrained("ada/concept"), make())
 def test_push_and_load_over_http(tmp_path):
     """In a process that knows no other Hub."""
     with serve() as hub:
+        hub.repositories["ada/described"] = described = Repository()
+        described.commit({"README.md": b"my own words"})
         environment = ENVIRONMENT | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": "any"}
         environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         command = [sys.executable, "-c", PUSHING]
@@ -367,3 +381,5 @@ def test_push_and_load_over_http(tmp_path):
     commit = repository.commits[repository.refs["main"]]
     assert {"README.md", FILE} <= commit.keys()
     assert b"pipe.load_concept('ada/concept')" in commit["README.md"]
+    commit = described.commits[described.refs["main"]]
+    assert commit["README.md"] == b"my own words" and FILE in commit

@@ -169,3 +169,12 @@ def test_a_component_that_is_missing(folder, entry):
 def test_a_component_that_may_be_missing(folder):
     change(folder, image_encoder=None, feature_extractor=None, safety_checker=None)
     assert ProFusionPipeline.from_pretrained(folder).image_encoder is None
+
+
+@pytest.mark.parametrize(
+    ("place", "error"), [("a" * 300, OSError), ("", OSError), ("a\0b", OSError), (None, TypeError), (b"a", TypeError)]
+)
+def test_a_place_that_is_none(place, error):
+    with pytest.raises(error, match="`pretrained_model_name_or_path` must be a folder") as raised:
+        ProFusionPipeline.from_pretrained(place)
+    assert len(str(raised.value)) < 250

@@ -422,6 +422,18 @@ BAD = [
     (dict(image_weights=[0.0]), ValueError, "`image_weights` must not all be 0"),
     (dict(image_weights=[1.0, 2.0]), ValueError, "`image_weights` must have an entry for each of 1 references, got 2"),
     (dict(image_weights=["a"]), TypeError, "`image_weights` must be a number, got 'a'|for each reference"),
+    (
+        dict(prompt=[PROMPT, PROMPT], image=[picture(), [picture(), "nowhere.png"]]),
+        ValueError,
+        r"`image\[1\]\[1\]` must be a file that exists, got 'nowhere.png'",
+    ),
+    (
+        dict(prompt=[PROMPT, PROMPT], image=[picture(), picture()], image_weights=[None, [-1.0]]),
+        ValueError,
+        r"`image_weights\[1\]` must be a finite number of at least 0, got -1.0",
+    ),
+    (dict(guidance_scale=1e38), ValueError, "`guidance_scale` must be at most 10000, whatever its sign, got 1e.38"),
+    (dict(image_weights=[1e38]), ValueError, "`image_weights` must be at most 10000, whatever its sign, got 1e.38"),
     (dict(image_weights=1.0), TypeError, "`image_weights` must have a number for each reference, got 1.0"),
     (dict(height=20), ValueError, "multiples of 16 and at least 16, got 20 and 16"),
     (dict(width=16.0), TypeError, "`width` must be a whole number, got 16.0"),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from profusion_pipeline.method.reference_images import load_reference_image
+from profusion_pipeline.method.reference_images import load_reference_image, load_reference_images
 
 HEIGHT, WIDTH = 6, 9
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -269,3 +269,10 @@ def test_photos_of_the_largest_phones_are_halved(tmp_path):
             loaded = load_reference_image(source)
             assert loaded.size == (6000, 4500)
             assert loaded.getpixel((1000, 1000)) == (50, 50, 50) and loaded.getpixel((5000, 1000)) == (200, 200, 200)
+
+
+def test_of_several_the_place_is_named():
+    one = Image.new("RGB", (4, 4))
+    for images, name in (([one, 3], r"image\[1\]"), ([3], "image"), (3, "image")):
+        with pytest.raises(TypeError, match=f"`{name}` must be a PIL image"):
+            load_reference_images(images)

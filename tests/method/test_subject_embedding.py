@@ -132,3 +132,18 @@ def test_a_blend_has_the_references_of_both():
 def test_blends_that_are_refused(other, share, error, match):
     with pytest.raises(error, match=match):
         subject_of(0.0).blend(other, share)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "match"),
+    [
+        ("a" * 300, FileNotFoundError, "`path` must be a file that exists, got 'a"),
+        ("a\0b", FileNotFoundError, "`path` must be a file that exists, got 'a"),
+        (".", FileNotFoundError, "`path` must be a file that exists, got '.'"),
+        (None, TypeError, "`path` must be the path of a file, got None"),
+    ],
+)
+def test_paths_that_are_none(path, error, match):
+    with pytest.raises(error, match=match) as raised:
+        SubjectEmbedding.load(path)
+    assert len(str(raised.value)) < 200

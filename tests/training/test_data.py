@@ -47,7 +47,7 @@ def test_without_metadata_all_pictures_are_learnt_in_the_order_of_their_paths(fo
 def test_metadata_lists_targets_and_references(folder):
     write_metadata(
         folder,
-        {"file_name": "c.PNG", "ref_img": "a.jpg", "text": " S*, smiling\n", "caption": "ignored"},
+        {"file_name": "c.PNG", "ref_img": "a.jpg", "text": "\ufeff S*, smiling\n", "caption": "ignored"},
         "",
         {"file_name": "b/2.webp", "ref_img": ["c.PNG", "b/10.png"]},
     )
@@ -100,7 +100,7 @@ def test_broken_metadata_is_refused(folder, rows, sentence):
         read_picture_folder(folder)
 
 
-@pytest.mark.parametrize("text", ["a man", "S* and S*", 3, "a man, " * 100])
+@pytest.mark.parametrize("text", ["a man", "S* and S*", 3, "a man, " * 100, "S* \ud800"])
 def test_a_caption_without_its_person_is_refused(folder, text):
     write_metadata(folder, {"file_name": "c.PNG", "text": "S*"}, {"file_name": "a.jpg", "text": text})
     sentence = r"The caption of '.*a.jpg' must be a text that holds 'S\*' exactly once, .*captions=False.*, got "

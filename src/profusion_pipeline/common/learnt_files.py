@@ -1,7 +1,7 @@
 """What others have taught a model, from files and the Hub: LoRAs and textual inversions -> a LearntSubject."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +78,7 @@ def _place_and_file(source: str) -> tuple[str, str | None]:
     """diffusers takes the file of a Hub repository by an argument of its own."""
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")
-    return (source, None) if Path(source).exists() or not file else (f"{owner}/{name}", file)
+    return (source, None) if os.path.exists(source) or not file else (f"{owner}/{name}", file)
 
 
 def _vectors_of(pipe: Any) -> dict[str, torch.Tensor]:

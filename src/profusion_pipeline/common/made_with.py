@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from ..method import adapters, card, concept_file, picture_file, pipeline_profusion, quoting
+from ..method.quoting import quote
 from . import learnt_files
 from .open_pipeline import DEMO
 
@@ -88,7 +89,7 @@ def record_of(
     defaults = {name: parameter.default for name, parameter in parameters.items() if name not in NOT_SETTINGS}
     unknown = sorted(settings.keys() - defaults.keys())
     if unknown:
-        raise ValueError(f"`settings` must be settings of the call that can be written down, got {unknown[0]!r}.")
+        raise ValueError(f"`settings` must be settings of the call that can be written down, got {quote(unknown[0])}.")
     who: dict[str, Any] = {"references": [{"source": _place(where), "hash": _hash(one)} for where, one in references]}
     if concept is not None:
         who = {"concept": {"source": _place(concept[0]), "hash": _hash(concept[1])}}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers.utils import is_accelerate_available
 
+from ..method import checks
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.pipeline_profusion_xl import ProFusionXLPipeline
 
@@ -82,5 +83,6 @@ def pipeline_class(place: str) -> type[ProFusionPipeline]:
         >>> pipeline_class(str(DEMO_FOLDER)).__name__
         'ProFusionPipeline'
     """
+    checks.check_place("model", place)
     name = ProFusionPipeline.load_config(place)["_class_name"]
     return ProFusionXLPipeline if "XL" in name else ProFusionPipeline

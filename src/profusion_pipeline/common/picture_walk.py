@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..method.picture_file import HEIF_SUFFIXES, picture_suffixes
+from ..method.whole_files import shown_path
 
 # What systems put beside people's files, in lower case.
 SYSTEM_NAMES = {
@@ -105,7 +106,7 @@ def say_left_out(left_out: Mapping[str, Sequence[str]], folder: str | Path) -> s
         kinds = sorted(set(names))
         shown = ", ".join(kinds[:4]) + (", ..." if len(kinds) > 4 else "")
         parts.append(f"{len(names)} {why} ({shown})")
-    return f"Left out of {str(folder)!r}: {', '.join(parts)}." if parts else ""
+    return f"Left out of {shown_path(folder)}: {', '.join(parts)}." if parts else ""
 
 
 def _give_up(error: OSError) -> NoReturn:

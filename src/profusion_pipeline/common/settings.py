@@ -13,6 +13,8 @@ from typing import Any
 from ..method.checks import check_count, check_number
 from ..method.quoting import quote
 
+LARGEST_COUNT = 10**9  # where a field has no maximum; more is a slip of the keys that would never end
+
 
 def setting(
     default: Any = dataclasses.MISSING,
@@ -29,7 +31,7 @@ def setting(
         default: The value when none is given; without it the field must be given.
         help: One sentence for a person: meaning, unit, effect.
         minimum: Least allowed value.
-        maximum: Greatest allowed value.
+        maximum: Greatest allowed value; a billion of whole numbers if None.
         choices: The allowed words.
         resumable: Whether a run that goes on from a checkpoint may have another value than the run that wrote it,
             because the weights it ends with do not depend on this field or plainly should.
@@ -83,7 +85,8 @@ def check_settings(config: Any) -> None:
 
 def _in_range(field: dataclasses.Field, number: numbers.Real) -> int | float:
     limits = {"at_least": field.metadata["minimum"], "at_most": field.metadata["maximum"]}
-    limits = {"at_least": -math.inf} | {name: limit for name, limit in limits.items() if limit is not None}
+    usual = {"at_least": -math.inf, "at_most": LARGEST_COUNT if isinstance(number, numbers.Integral) else math.inf}
+    limits = usual | {name: limit for name, limit in limits.items() if limit is not None}
     check = check_count if isinstance(number, numbers.Integral) else check_number
     return check(field.name, number, **limits)
 

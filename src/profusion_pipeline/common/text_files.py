@@ -3,6 +3,8 @@
 import codecs
 from pathlib import Path
 
+from ..method.whole_files import shown_path
+
 MARKS = {  # the longer ones first: UTF-16's is how UTF-32's begins
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -42,7 +44,7 @@ def read_lines(file: str | Path) -> list[str]:
         line = content.count(b"\n", 0, error.start) + 1
         found = content[error.start : error.start + 1].hex()
         raise ValueError(
-            f"{str(file)!r} must be text in UTF-8, got the byte 0x{found} in line {line}: save it in UTF-8."
+            f"{shown_path(file)} must be text in UTF-8, got the byte 0x{found} in line {line}: save it in UTF-8."
         ) from error
     # Files that were put together, each with a mark of its own, have it before lines in the middle too.
     lines = [line.removesuffix("\r").removeprefix("\ufeff") for line in text.split("\n")]

@@ -34,7 +34,7 @@ class CustomizeConfig:
         "PromptNet and the UNet's to_q, to_k and to_v, as the authors do).",
         choices=("lora", "full"),
     )
-    rank: int = setting(4, help="Rank of the adapters; not read in full mode.", minimum=1)
+    rank: int = setting(4, help="Rank of the adapters; not read in full mode.", minimum=1, maximum=4096)
     prompt: str = setting("a photo of S*", help="The text under which S* must bring the subject back.")
     caption: str | tuple[str, ...] | None = setting(
         None,
@@ -57,8 +57,8 @@ class CustomizeConfig:
     )
 
     # Optimisation
-    steps: int = setting(100, help="Optimiser steps.", minimum=1)
-    batch_size: int = setting(4, help="Pairs of reference and target per step.", minimum=1)
+    steps: int = setting(100, help="Optimiser steps.", minimum=1, maximum=10**6)
+    batch_size: int = setting(4, help="Pairs of reference and target per step.", minimum=1, maximum=10_000)
     learning_rate: float | None = setting(
         None, help="Learning rate of AdamW; 3e-4 in lora mode and 2e-5 (the authors') in full mode if not given."
     )
@@ -90,6 +90,7 @@ class CustomizeConfig:
         help="Pictures made of the photo, encoded once, from which references and targets are drawn; the first is the "
         "photo itself, so 1 means no augmentation.",
         minimum=1,
+        maximum=10_000,
     )
     rotation: float = setting(10.0, help="Greatest rotation, in degrees.", minimum=0.0, maximum=180.0)
     translation: float = setting(

@@ -12,6 +12,7 @@ from ..method.faces import cut_square, find_square
 from ..method.framing import vae_pixels, vision_pixels
 from ..method.mask_picture import load_mask
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.quoting import entry
 from ..method.reference_images import Reference, load_reference_image
 from .augmentation import PAINTERS, Painter, augment, ellipse_mask, paint_mixed
 from .config import CustomizeConfig
@@ -37,11 +38,12 @@ class EncodedPool(NamedTuple):
     image_states: torch.Tensor
 
 
-def read_photo(photo: Photo) -> Image.Image:
+def read_photo(photo: Photo, name: str = "photo") -> Image.Image:
     """The photo to customise to.
 
     Args:
         photo: What the pipeline takes as `image`.
+        name: What errors call it.
 
     Returns:
         RGB.
@@ -54,15 +56,15 @@ def read_photo(photo: Photo) -> Image.Image:
         >>> read_photo(Image.new("L", (64, 80))).mode
         'RGB'
     """
-    picture = load_reference_image(photo, name="photo")
+    picture = load_reference_image(photo, name)
     if min(picture.size) < SMALLEST_SIDE:
         raise ValueError(
-            f"`photo` must be at least {SMALLEST_SIDE} pixels on each side, got {picture.width} x {picture.height}."
+            f"`{name}` must be at least {SMALLEST_SIDE} pixels on each side, got {picture.width} x {picture.height}."
         )
     return picture
 
 
-def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
+def read_mask(mask: Photo, size: tuple[int, int], name: str = "mask") -> Image.Image:
     """The mask of the photo's subject.
 
     How masks of all kinds are read says [`load_mask`].
@@ -71,6 +73,7 @@ def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
         mask: What the pipeline takes as `image`, with light on the subject; or an array or tensor [1, H, W] or
             [H, W, 1].
         size: Width and height of the photo.
+        name: What errors call it.
 
     Returns:
         Grey.
@@ -83,14 +86,15 @@ def read_mask(mask: Photo, size: tuple[int, int]) -> Image.Image:
         >>> read_mask(Image.new("L", (64, 80), 255), (64, 80)).mode
         'L'
     """
-    picture = load_mask(mask)
+    picture = load_mask(mask, name)
     if picture.size != size:
         raise ValueError(
-            f"`mask` must have the photo's size, {size[0]} x {size[1]}, got {picture.width} x {picture.height}."
+            f"`{name}` must have the photo's size, {size[0]} x {size[1]}, got {picture.width} x {picture.height}."
         )
     if picture.getextrema()[1] < 128:
         raise ValueError(
-            "`mask` must be light where the subject is, got one that is dark everywhere, counting what is transparent."
+            f"`{name}` must be light where the subject is, got one that is dark everywhere, counting what is "
+            "transparent."
         )
     return picture
 
@@ -116,14 +120,16 @@ def read_photos(
         >>> len(photos), masks
         (2, [None, None])
     """
-    photos = [read_photo(one) for one in _as_list(photo)]
+    given = _as_list(photo)
+    photos = [read_photo(one, entry("photo", i, len(given))) for i, one in enumerate(given)]
     if not photos:
         raise ValueError("`photo` must be a photo or a list of them, got an empty list.")
     masks = [None] * len(photos) if mask is None else _as_list(mask)
     if len(masks) != len(photos):
         raise ValueError(f"`mask` must be one for each of {len(photos)} photos, got {len(masks)}.")
     return photos, [
-        None if one is None else read_mask(one, photo.size) for one, photo in zip(masks, photos, strict=True)
+        None if one is None else read_mask(one, photo.size, entry("mask", i, len(photos)))
+        for i, (one, photo) in enumerate(zip(masks, photos, strict=True))
     ]
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..common.open_pipeline import DEMO, DEMO_FOLDER, load_pipeline, pipeline_source
 from ..customization.customize import ProFusionPipeline
+from ..method.quoting import quote
 from ..method.reference_images import Reference, load_reference_image
 
 FOLDER = Path(__file__).parent
@@ -98,5 +99,5 @@ def load_photo(source: Reference, name: str = "image") -> Image.Image:
         return load_reference_image(source, name)
     portraits, number = demo_portraits(), int(word[1] or 1)
     if not 1 <= number <= len(portraits):
-        raise ValueError(f"`{name}` must be one of the portraits demo:1 to demo:{len(portraits)}, got {source!r}.")
+        raise ValueError(f"`{name}` must be one of the portraits demo:1 to demo:{len(portraits)}, got {quote(source)}.")
     return portraits[number - 1]

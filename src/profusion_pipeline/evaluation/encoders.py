@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, CLIPVisionMode
 
 from ..common.open_pipeline import DEMO_FOLDER
 from ..method.framing import crop_strip
+from ..method.quoting import quote
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,13 +88,13 @@ def load_encoder(name: str, device: str | torch.device = "cpu") -> Encoder:
         (1, 512)
     """
     if name not in ENCODERS:
-        raise ValueError(f"There is no encoder {name!r}; there are {', '.join(ENCODERS)}.")
+        raise ValueError(f"There is no encoder {quote(name)}; there are {', '.join(ENCODERS)}.")
     try:
         return ENCODERS[name](device)
     except OSError as error:
         raise OSError(
-            f"The weights of the encoder {name!r} must be in the Hub's cache, or the Hub must answer; 'demo-clip', for "
-            "the demo model, needs no download."
+            f"The weights of the encoder {quote(name)} must be in the Hub's cache, or the Hub must answer; "
+            "'demo-clip', for the demo model, needs no download."
         ) from error
 
 
@@ -295,7 +296,7 @@ def _extra(module: str, package: str, name: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"The encoder {name!r} needs {module}, which is not installed: `pip install {package}`."
+            f"The encoder {quote(name)} needs {module}, which is not installed: `pip install {package}`."
         ) from error
 
 

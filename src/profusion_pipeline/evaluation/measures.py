@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..method.quoting import brief, quote
 from .encoders import ENCODERS, Encoder, load_encoder
 from .metrics import cosine_similarities, diversity
 from .subjects import Picture
@@ -176,19 +177,21 @@ def get_measure(
     if ":" not in name:
         if name not in ENCODERS:
             raise ValueError(
-                f"A metric must be one of {', '.join(ENCODERS)}, or module:attribute for one of your own, got {name!r}."
+                f"A metric must be one of {', '.join(ENCODERS)}, or module:attribute for one of your own, "
+                f"got {quote(name)}."
             )
         return Similarity(name, load_encoder(name, device), class_noun, placeholder)
     module, attribute = name.split(":", 1)
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"The metric {name!r} must name an attribute of a module: {error}.") from error
+        raise ValueError(f"The metric {quote(name)} must name an attribute of a module: {brief(error)}.") from error
     words = {"class_noun": class_noun, "placeholder": placeholder, "device": device}
     try:
         inspect.signature(make).bind(**words)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The metric {name!r} must be called with {', '.join(words)}, and then be or return a measure: {error}."
+            f"The metric {quote(name)} must be called with {', '.join(words)}, and then be or return a "
+            f"measure: {brief(error)}."
         ) from error
     return make(**words)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from ..common.files import write_whole
 from ..common.text_files import read_lines
+from ..method.quoting import quote
+from ..method.whole_files import shown_path
 from .rows import Setting, learning_text
 from .systems.profusion import ProFusion
 from .systems.system import Sampling, System
@@ -95,7 +97,7 @@ def make_plan(
     """
     for question in questions:
         if question not in QUESTIONS:
-            raise ValueError(f"A question must be one of {', '.join(map(str, QUESTIONS))}, got {question!r}.")
+            raise ValueError(f"A question must be one of {', '.join(map(str, QUESTIONS))}, got {quote(question)}.")
     maker = _Plan(systems, dict(learning or {}), captioned, rows)
     cells = []
     for question in questions:
@@ -189,7 +191,7 @@ def load_plan(folder: str | Path) -> list[Cell]:
     """
     file = Path(folder, PLAN)
     if not file.is_file():
-        raise FileNotFoundError(f"There is no plan in {str(folder)!r}: it has no {PLAN}.")
+        raise FileNotFoundError(f"There is no plan in {shown_path(folder)}: it has no {PLAN}.")
     cells = []
     for line in read_lines(file):
         cell = json.loads(line)

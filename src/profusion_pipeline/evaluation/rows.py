@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from ..common.files import only_process, write_whole
 from ..customization.config import CustomizeConfig
+from ..method.quoting import quote
+from ..method.whole_files import shown_path
 from .systems.system import Sampling
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,9 @@ def check_columns(columns: Sequence[str]) -> None:
     taken = (*IDENTIFYING, *MEASURED)
     for column in columns:
         if columns.count(column) > 1 or column in taken:
-            raise ValueError(f"Each score must have a name of its own and none of {', '.join(taken)}, got {column!r}.")
+            raise ValueError(
+                f"Each score must have a name of its own and none of {', '.join(taken)}, got {quote(column)}."
+            )
     if not columns:
         raise ValueError("There must be one metric at least, got none.")
 
@@ -193,7 +197,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder, "run.json")
     if not file.is_file():
-        raise FileNotFoundError(f"There is no run in {str(folder)!r}: it has no run.json.")
+        raise FileNotFoundError(f"There is no run in {shown_path(folder)}: it has no run.json.")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -292,7 +296,7 @@ class RowWriter:
             self._append(heads)
         elif not content.startswith(heads):
             self.stack.close()
-            raise ValueError(f"{str(path)!r} has other columns than this run: choose another folder.")
+            raise ValueError(f"{shown_path(path)} has other columns than this run: choose another folder.")
 
     def __enter__(self) -> "RowWriter":
         return self
@@ -367,7 +371,7 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
 def _check_same(folder: Path, name: str, there: Any, ours: Any) -> None:
     if there != ours:
         raise ValueError(
-            f"{str(folder)!r} holds rows of another run: its `{name}` is {_short(there)}, that of this run "
+            f"{shown_path(folder)} holds rows of another run: its `{name}` is {_short(there)}, that of this run "
             f"{_short(ours)}. Rows of both can't be mixed: choose another folder."
         )
 

@@ -18,6 +18,7 @@ from ..customization.config import CustomizeConfig
 from ..customization.learning import PRECISION
 from ..method.adapters import pipeline_hash
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.quoting import quote
 from ..method.subject_prompt import find_placeholder
 from .machine import PeakMemory, machine_name
 from .measures import Measure, columns_of, try_measures
@@ -351,6 +352,6 @@ def _check_subjects(subjects: Sequence[Subject], further_prompts: Sequence[str],
         raise ValueError("`subjects` must hold one at least, got none.")
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"`subjects` must have names of their own, got several of {name!r}.")
+            raise ValueError(f"`subjects` must have names of their own, got several of {quote(name)}.")
     for prompt in (*further_prompts, *(prompt for subject in subjects for prompt in subject.prompts)):
         find_placeholder(prompt, placeholder)

@@ -10,6 +10,7 @@ import torch
 from ..common.files import check_folder, write_whole
 from ..common.open_pipeline import DEMO, load_pipeline
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.whole_files import shown_path
 from .config import EvaluationConfig
 from .costs import Cost, load_costs, measure_alone, measure_cost, save_costs
 from .measures import Measure, columns_of, get_measure
@@ -119,7 +120,7 @@ def run_study(
         check_captions(subjects)
     worker, workers = config.share
     if Path(config.output, "rows", f"rows-{worker}.csv").exists() and not config.resume:
-        raise FileExistsError(f"{config.output!r} holds rows of a run already: --resume goes on with it.")
+        raise FileExistsError(f"{shown_path(config.output)} holds rows of a run already: --resume goes on with it.")
     words = {"class_noun": config.class_noun, "learning_prompt": config.learning_prompt}
     began, drawn = time.perf_counter(), 0
     for progress in evaluate(

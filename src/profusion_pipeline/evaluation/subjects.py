@@ -15,6 +15,7 @@ from ..common.picture_walk import NO_PICTURE, find_pictures, is_hidden, say_left
 from ..common.text_files import read_lines
 from ..method.quoting import quote
 from ..method.reference_images import load_reference_image
+from ..method.whole_files import shown_path
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} is no folder.")
+        raise ValueError(f"`folder` must hold a sub-folder for each subject, {shown_path(folder)} is no folder.")
     subjects, left_out = [], defaultdict(list)
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)):
         files, others = find_pictures(place, deep=False)
@@ -122,13 +123,13 @@ def read_subjects(folder: str | Path, prompts: Sequence[str]) -> list[Subject]:
             left_out[why] += names
         if not files:
             raise ValueError(
-                f"The subject {place.name!r} has no picture: {str(place)!r} must hold at least one. "
+                f"The subject {quote(place.name)} has no picture: {shown_path(place)} must hold at least one. "
                 f"{say_left_out(others, place)}".rstrip()
             )
         photos = tuple(load_reference_image(file, name=f"{place.name}/{file.name}") for file in files)
         subjects.append(Subject(place.name, photos, tuple(prompts), caption))
     if not subjects:
-        raise ValueError(f"`folder` must hold a sub-folder for each subject, {str(folder)!r} has none.")
+        raise ValueError(f"`folder` must hold a sub-folder for each subject, {shown_path(folder)} has none.")
     if any(left_out.values()):
         logger.warning(say_left_out(left_out, folder))
     return subjects
@@ -182,14 +183,18 @@ def read_prompts(file: str | Path) -> list[str]:
         ['S* at the beach']
     """
     if not Path(file).is_file():
-        raise ValueError(f"The file of prompts must exist, {str(file)!r} does not.")
+        raise ValueError(f"The file of prompts must exist, {shown_path(file)} does not.")
     lines = [line.strip() for line in read_lines(file)]
     if any("\r" in line for line in lines):
-        raise ValueError(f"The file of prompts must end its lines in \\n or \\r\\n, {str(file)!r} does in \\r alone.")
+        raise ValueError(
+            f"The file of prompts must end its lines in \\n or \\r\\n, {shown_path(file)} does in \\r alone."
+        )
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"The file of prompts must hold at least one, {str(file)!r} has none.")
+        raise ValueError(f"The file of prompts must hold at least one, {shown_path(file)} has none.")
     twice = sorted({prompt for prompt in prompts if prompts.count(prompt) > 1})
     if twice:
-        raise ValueError(f"The file of prompts must hold each once, {str(file)!r} has several of {twice[0]!r}.")
+        raise ValueError(
+            f"The file of prompts must hold each once, {shown_path(file)} has several of {quote(twice[0])}."
+        )
     return prompts

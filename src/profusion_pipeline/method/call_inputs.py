@@ -119,7 +119,7 @@ def list_class_prompts(prompts: list[str], placeholder: str, class_noun: Any, cl
         )
     nouns = list_texts("class_noun", class_noun, len(prompts), without=placeholder)
     if blank := [noun for noun in nouns if not noun.strip()]:
-        raise ValueError(f"`class_noun` must say what the subject is, such as 'person', got {blank[0]!r}.")
+        raise ValueError(f"`class_noun` must say what the subject is, such as 'person', got {quoting.quote(blank[0])}.")
     return [prompt.replace(placeholder, noun) for prompt, noun in zip(prompts, nouns, strict=True)]
 
 

@@ -6,6 +6,8 @@ here: commands check their settings before torch is.
 
 import math
 import operator
+import os
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from . import quoting
 
 MOST = 10_000  # steps or pictures of a call; more is a slip of the keys that would never end
+LARGEST = 10_000  # scale or weight; more leaves the numbers that half precision has
+HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 # Arguments of other pipelines, and what has their place here.
 ELSEWHERE = {
@@ -50,6 +54,14 @@ def check_number(name: str, value: Any, *, at_least: float = 0, at_most: float =
         number = math.inf
     if not math.isfinite(number) or not at_least <= number <= at_most:
         raise ValueError(f"`{name}` must be a finite number{_of(at_least, at_most)}, got {quoting.quote(value)}.")
+    return number
+
+
+def check_scale(name: str, value: Any, *, signed: bool = False) -> float:
+    """A number that what models make is multiplied by: more than `LARGEST` is finite, and its pictures are not."""
+    number = check_number(name, value, at_least=-math.inf if signed else 0)
+    if abs(number) > LARGEST:
+        raise ValueError(f"`{name}` must be at most {LARGEST}, whatever its sign, got {quoting.quote(value)}.")
     return number
 
 
@@ -110,22 +122,20 @@ def check_lora_scale(cross_attention_kwargs: Any) -> float:
         if not isinstance(name, str):
             raise TypeError(f"`cross_attention_kwargs` must have names for keys, got {quoting.quote(name)}.")
     scale = cross_attention_kwargs.get("scale", 1.0)
-    return check_number('cross_attention_kwargs["scale"]', scale, at_least=-math.inf)
+    return check_scale('cross_attention_kwargs["scale"]', scale, signed=True)
 
 
-def check_weights(weights: Any, num_references: int) -> list[float]:
+def check_weights(weights: Any, num_references: int, name: str = "image_weights") -> list[float]:
     """The weight of each reference of a subject; equal with a sum of 1 if None."""
     if weights is None:
         return [1 / num_references] * num_references
     if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise TypeError(f"`image_weights` must have a number for each reference, got {quoting.quote(weights)}.")
+        raise TypeError(f"`{name}` must have a number for each reference, got {quoting.quote(weights)}.")
     if len(weights) != num_references:
-        raise ValueError(
-            f"`image_weights` must have an entry for each of {num_references} references, got {len(weights)}."
-        )
-    weights = [check_number("image_weights", weight) for weight in weights]
+        raise ValueError(f"`{name}` must have an entry for each of {num_references} references, got {len(weights)}.")
+    weights = [check_scale(name, weight) for weight in weights]
     if not any(weights):
-        raise ValueError(f"`image_weights` must not all be 0, got {quoting.quote(weights)}.")
+        raise ValueError(f"`{name}` must not all be 0, got {quoting.quote(weights)}.")
     return weights
 
 
@@ -141,6 +151,19 @@ def check_choices(name: str, values: Any, choices: Sequence[str]) -> None:
         raise TypeError(f"`{name}` must be a list of words, got {quoting.quote(values)}.")
     for value in values:
         check_choice(name, value, choices)
+
+
+def check_place(name: str, place: Any) -> str:
+    """Where something is read from: what is there on this machine, or what can be a repository of the Hub."""
+    if not isinstance(place, str | os.PathLike):
+        raise TypeError(f"`{name}` must be a folder or a Hub id, got {quoting.quote(place)}.")
+    text = os.fspath(place)
+    # `os.path` says no of names that no file can have, where `Path` has an error of its own.
+    if not os.path.exists(text) and not HUB_ID.fullmatch(text):
+        raise FileNotFoundError(
+            f"`{name}` must be a folder or file that exists, or the Hub id of a repository, got {quoting.quote(text)}."
+        )
+    return text
 
 
 def check_callback(callback: Any) -> None:

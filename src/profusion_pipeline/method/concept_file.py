@@ -63,10 +63,10 @@ that person's consent only.
 )
 
 
-def _plain(name: str, value: Any) -> Any:
-    """A setting: a text, a number, yes or no, or a list of these."""
-    if isinstance(value, tuple | list):
-        return [_plain(name, one) for one in value]
+def _plain(name: str, value: Any, *, depth: int = 2) -> Any:
+    """A setting: a text, a number, yes or no, or a list of these, or of such lists."""
+    if isinstance(value, tuple | list) and depth:
+        return [_plain(name, one, depth=depth - 1) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"`settings` must hold finite numbers, got {quoting.quote(value)} for {quoting.quote(name)}.")
     if value is not None and not isinstance(value, str | int | float):
@@ -138,6 +138,8 @@ class Concept:
                     f"{quoting.quote(self.thumbnail)}."
                 )
         checks.check_choice("mode", self.settings.get("mode"), ("lora", "full"))
+        if unnamed := [name for name in self.settings if not isinstance(name, str)]:
+            raise TypeError(f"`settings` must have names for keys, got {quoting.quote(unnamed[0])}.")
         plain = {name: _plain(name, value) for name, value in self.settings.items()}
         object.__setattr__(self, "settings", plain)  # as they come back from a file
         if not isinstance(self.changes, dict):
@@ -248,11 +250,13 @@ class Concept:
             >>> Concept.from_pretrained("ada").class_noun  # doctest: +SKIP
             'woman'
         """
-        path = Path(source)
+        path = Path(checks.check_place("concept", source))
         if path.is_dir():
             path = path / FILE
             if not path.is_file():
-                raise FileNotFoundError(f"There is no concept in the folder {os.fspath(source)!r}: no {FILE}.")
+                raise FileNotFoundError(
+                    f"There is no concept in the folder {whole_files.shown_path(source)}: no {FILE}."
+                )
         elif not path.is_file():
             path = cls._download(os.fspath(source), **hub_options)
         try:
@@ -260,9 +264,11 @@ class Concept:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} isn't a whole safetensors file: {error}") from error
+            raise ValueError(
+                f"{whole_files.shown_path(path)} isn't a whole safetensors file: {quoting.brief(error)}"
+            ) from error
         if "concept" not in metadata or any(f"subject.{name}" not in tensors for name in SUBJECT):
-            raise ValueError(f"{str(path)!r} is a safetensors file, but holds no concept.")
+            raise ValueError(f"{whole_files.shown_path(path)} is a safetensors file, but holds no concept.")
         subject = {name: tensors.pop(f"subject.{name}") for name in SUBJECT}
         try:
             facts = json.loads(metadata["concept"])
@@ -273,14 +279,17 @@ class Concept:
             known = {name: facts[name] for name in FACTS}
             return cls(**subject, changes=tensors, **known, thumbnail=thumbnail)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r} holds no concept that can be used: {error}") from error
+            raise ValueError(f"{whole_files.shown_path(path)} holds no concept that can be used: {error}") from error
 
     @staticmethod
     def _download(repo_id: str, **hub_options: Any) -> Path:
         try:
             return Path(hf_hub_download(repo_id, FILE, **hub_options))
         except (OSError, ValueError) as error:  # huggingface_hub's own are among these
-            raise OSError(f"There is no concept at {repo_id!r}, neither a folder nor on the Hub: {error}") from error
+            raise OSError(
+                f"There is no concept at {quoting.quote(repo_id)}, neither a folder nor on the Hub: "
+                f"{quoting.brief(error)}"
+            ) from error
 
     def push_to_hub(
         self,

@@ -6,7 +6,6 @@ rows of ∅ and C can be left to the untouched base. In full mode the changed we
 call runs.
 """
 
-import math
 import re
 import uuid
 from collections.abc import Callable, Collection
@@ -120,8 +119,8 @@ class ConceptLoaderMixin:
             ImportError: PEFT isn't installed.
             OSError: There is no concept at that place.
             TypeError: It is something else.
-            ValueError: It was made for another base model, there is no PromptNet, the name is taken or has other signs
-                than letters, digits, `_` and `-`, or the pipeline is under sequential off-loading.
+            ValueError: It was made for another base model, there is no PromptNet, the name is taken, of more than 100
+                signs, or of others than letters, digits, `_` and `-`, or the pipeline is under sequential off-loading.
 
         Example:
             >>> pipe.load_concept("my-concept", name="ada")  # doctest: +SKIP
@@ -131,8 +130,10 @@ class ConceptLoaderMixin:
             concept = concept_file.Concept.from_pretrained(concept, **hub_options)
         if not isinstance(concept, concept_file.Concept) and type(concept).__name__ != "Concept":  # of remote code
             raise TypeError(f"`concept` must be a Concept, or where one lies, got {quoting.quote(concept)}.")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"`name` must be made of letters, digits, `_` and `-`, got {quoting.quote(name)}.")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name):
+            raise ValueError(
+                f"`name` must be made of up to 100 letters, digits, `_` and `-`, got {quoting.quote(name)}."
+            )
         if name in self.concepts:
             raise ValueError(f"`name` {name!r} is taken: unload that concept first, or choose another name.")
         if concept.mode == "lora" and not is_peft_available():
@@ -140,7 +141,7 @@ class ConceptLoaderMixin:
         ours = adapters.pipeline_hash(self)
         if concept.base_hash != ours:
             raise ValueError(
-                f"The concept was made for {concept.base_model!r}, whose weights have the hash "
+                f"The concept was made for {quoting.quote(concept.base_model)}, whose weights have the hash "
                 f"{concept.base_hash[:12]}..., but those of this pipeline have {ours[:12]}...: it fits its own base "
                 "only."
             )
@@ -187,7 +188,7 @@ class ConceptLoaderMixin:
         Example:
             >>> pipe.set_concept_scale(0.8)  # doctest: +SKIP
         """
-        scale = checks.check_number("scale", scale, at_least=-math.inf)
+        scale = checks.check_scale("scale", scale, signed=True)
         for one in self._named("name", name):
             loaded = self.concepts[one]
             for layer in [*self.unet.modules(), *self.promptnet.modules()]:

@@ -14,6 +14,7 @@ from . import (
     framing,
     learnt_subject,
     prompt_pieces,
+    quoting,
     reference_images,
     subject_embedding,
     subject_prompt,
@@ -207,20 +208,22 @@ class EncodingMixin:
         call_inputs.check_image_encoder(self.components)
         images = [image] if isinstance(prompt, str) else call_inputs.list_per_prompt("image", image, len(prompt))
         read, files = [], {}
-        for one, weights in zip(images, call_inputs.list_weights(image_weights, len(images)), strict=True):
+        for i, (one, weights) in enumerate(
+            zip(images, call_inputs.list_weights(image_weights, len(images)), strict=True)
+        ):
             if id(one) not in files:  # an open file can be read once
-                files[id(one)] = self._read_references(one, crop_face)
-            references = files[id(one)]
-            read.append((id(one), references, checks.check_weights(weights, len(references))))
+                files[id(one)] = self._read_references(one, crop_face, quoting.entry("image", i, len(images)))
+            references, name = files[id(one)], quoting.entry("image_weights", i, len(images))
+            read.append((id(one), references, checks.check_weights(weights, len(references), name)))
         return read
 
     @staticmethod
     def _read_references(
-        image: reference_images.Reference | list[reference_images.Reference], crop_face: str | None
+        image: reference_images.Reference | list[reference_images.Reference], crop_face: str | None, name: str = "image"
     ) -> list[Image.Image]:
         if crop_face is not None:
             checks.check_choice("crop_face", crop_face, (faces.AUTO,))
-        references = reference_images.load_reference_images(image)
+        references = reference_images.load_reference_images(image, name)
         return references if crop_face is None else [faces.crop_face(reference) for reference in references]
 
     def _encode_images(

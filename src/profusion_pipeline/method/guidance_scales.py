@@ -73,7 +73,7 @@ class Guidance:
                 value = checks.check_count(field.name, getattr(self, field.name), at_least=0, at_most=checks.MOST)
                 object.__setattr__(self, field.name, value)
             elif field.type is float:
-                object.__setattr__(self, field.name, checks.check_number(field.name, getattr(self, field.name)))
+                object.__setattr__(self, field.name, checks.check_scale(field.name, getattr(self, field.name)))
         checks.check_number("guidance_rescale", self.guidance_rescale, at_most=1)
         for stage in ("fusion", "guidance"):
             start, end = getattr(self, f"{stage}_start"), getattr(self, f"{stage}_end")

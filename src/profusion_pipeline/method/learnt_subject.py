@@ -1,6 +1,5 @@
 """A subject that others have taught a model: words that stand for it, and where they were learnt."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ class LearntSubject:
             raise ValueError("`adapter` and `unet` of a LearntSubject exclude each other, got both.")
         scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
         for scale in scales:
-            checks.check_number("scale", scale, at_least=-math.inf)
+            checks.check_scale("scale", scale, signed=True)
         if isinstance(self.scale, list | tuple) and len(scales) != len(given):
             raise ValueError(
                 f"`scale` of a LearntSubject must have an entry for each of {len(given)} adapters, got {len(scales)}."

@@ -10,7 +10,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from diffusers.utils.import_utils import compare_versions
 
-from . import modeling_promptnet, quoting
+from . import checks, modeling_promptnet, quoting, whole_files
 
 WHERE = ("cache_dir", "local_files_only", "proxies", "revision", "token")  # what says where a file of the Hub is found
 
@@ -43,11 +43,10 @@ class LoadingMixin:
             ValueError: The index is malformed, a component is missing, or the repository brings code of its own for
                 another component.
         """
-        name = str(pretrained_model_name_or_path)
-        if Path(name).is_dir() or name.count("/") <= 1:
-            index = cls.load_config(name, **{key: kwargs[key] for key in WHERE if key in kwargs})
-            optional = {*cls._optional_components, *kwargs}
-            _check_components(index, name, components=sorted(cls._get_signature_keys(cls)[0]), optional=optional)
+        name = checks.check_place("pretrained_model_name_or_path", pretrained_model_name_or_path)
+        index = cls.load_config(name, **{key: kwargs[key] for key in WHERE if key in kwargs})
+        optional = {*cls._optional_components, *kwargs}
+        _check_components(index, name, components=sorted(cls._get_signature_keys(cls)[0]), optional=optional)
         given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]  # the newer name, and that before 0.40
         keyword = "dtype" if compare_versions("diffusers", ">=", "0.40") else "torch_dtype"
         kwargs[keyword] = next((dtype for dtype in given if dtype is not None), torch.float32)
@@ -56,7 +55,8 @@ class LoadingMixin:
         # doesn't know what an interrupted download left out, a tokenizer would load with settings of its own.
         if "tokenizer" not in kwargs and not Path(pipe.tokenizer.name_or_path, "tokenizer_config.json").is_file():
             raise OSError(
-                f"{str(pretrained_model_name_or_path)!r} is not whole, tokenizer/tokenizer_config.json is missing: an "
+                f"{whole_files.shown_path(pretrained_model_name_or_path)} is not whole, "
+                "tokenizer/tokenizer_config.json is missing: an "
                 "interrupted download goes on when it is loaded again with a connection to the Hub."
             )
         return pipe

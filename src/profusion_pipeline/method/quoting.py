@@ -31,6 +31,24 @@ def quote(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def entry(name: str, number: int, count: int) -> str:
+    """What an error calls one of several things that were given under one name.
+
+    Args:
+        name: Of them all.
+        number: Of the one, from 0 on.
+        count: How many there are.
+
+    Returns:
+        The name with its number behind it; of a single one, the name.
+
+    Example:
+        >>> entry("image", 1, 3), entry("image", 0, 1)
+        ('image[1]', 'image')
+    """
+    return name if count == 1 else f"{name}[{number}]"
+
+
 def brief(text: Any) -> str:
     """What another library says, without what it repeats at length.
 

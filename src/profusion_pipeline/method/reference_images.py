@@ -78,7 +78,8 @@ def load_reference_images(images: Reference | list[Reference], name: str = "imag
     references = images if isinstance(images, list) else [images]
     if not references:
         raise ValueError(f"`{name}` is an empty list: give at least one reference of each subject.")
-    return [load_reference_image(reference, name) for reference in references]
+    count = len(references)
+    return [load_reference_image(one, quoting.entry(name, i, count)) for i, one in enumerate(references)]
 
 
 def load_picture(image: Reference, name: str = "image") -> Image.Image:

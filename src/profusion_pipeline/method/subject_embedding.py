@@ -128,17 +128,23 @@ class SubjectEmbedding:
         Example:
             >>> SubjectEmbedding.load("ada.safetensors")  # doctest: +SKIP
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"`path` must be the path of a file, got {quoting.quote(path)}.")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"`path` must be a file that exists, got {quoting.quote(path)}.")
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)!r} isn't a whole safetensors file: {error}") from error
+            raise ValueError(
+                f"{whole_files.shown_path(path)} isn't a whole safetensors file: {quoting.brief(error)}"
+            ) from error
         names = set(cls.__dataclass_fields__)
         if set(tensors) != names:
             raise ValueError(
-                f"{os.fspath(path)!r} must hold the {sorted(names)} of a SubjectEmbedding, got "
+                f"{whole_files.shown_path(path)} must hold the {sorted(names)} of a SubjectEmbedding, got "
                 f"{quoting.quote(sorted(tensors))}."
             )
         try:
             return cls(**tensors)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)!r} holds no subject that can be drawn: {error}") from error
+            raise ValueError(f"{whole_files.shown_path(path)} holds no subject that can be drawn: {error}") from error

@@ -60,7 +60,7 @@ def find_placeholder(prompt: str, placeholder: str) -> tuple[str, str]:
             unicodedata.normalize("NFKC", prompt).replace("\u2217", "*").lower()
         )  # other stars, letters of full width
         meant = [word for word in STAND_INS if len(pieces) == 1 and word in plain]
-        hint = f" (write {placeholder!r} in place of {meant[0]!r})" if meant else ""
+        hint = f" (write {placeholder!r} in place of {quoting.quote(meant[0])})" if meant else ""
         raise ValueError(
             f"`prompt` must hold the placeholder {placeholder!r} exactly once{hint}, got it {len(pieces) - 1} times in "
             f"{quoting.quote(prompt)}."

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from . import quoting
+from . import checks, quoting
 
+LARGEST = 1_000_000  # of what models read; more is finite, and what they make of it is not
 FLOATS = (
     torch.float64,
     torch.float32,
@@ -34,9 +35,12 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_meta or tensor.layout != torch.strided:
         kind = "the device meta" if tensor.is_meta else f"the layout {tensor.layout}"
         raise ValueError(f"`{name}` must be a dense tensor that holds its numbers, got one of {kind}.")
-    bad = ~torch.isfinite(tensor.float())  # which 8-bit floats don't know themselves
+    numbers = tensor.float()  # 8-bit floats don't know themselves whether they are finite
+    bad = ~torch.isfinite(numbers)
     if bad.any():
         raise ValueError(f"`{name}` must hold finite numbers, got {int(bad.sum())} that aren't.")
+    if numbers.numel() and (largest := numbers.abs().max().item()) > LARGEST:
+        raise ValueError(f"`{name}` must hold numbers of at most {LARGEST}, got one of {largest:.3g}.")
 
 
 def check_floats(name: str, tensor: Any, shape: str) -> None:
@@ -68,6 +72,8 @@ def check_subject(latents: Any, image_states: Any, weights: Any) -> None:
         )
     if min(weights.tolist()) < 0 or not any(weights.tolist()):
         raise ValueError(f"`weights` must be 0 or more, and not all 0, got {quoting.quote(weights.tolist())}.")
+    for weight in weights.tolist():
+        checks.check_scale("weights", weight)
 
 
 def check_generator(generator: Any, num_pictures: int) -> None:

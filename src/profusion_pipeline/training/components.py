@@ -1,5 +1,6 @@
 """The models of a training: the base pipeline's parts, and a PromptNet found there or begun from the UNet."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from transformers import (
 )
 
 from ..common.open_pipeline import pipeline_source
+from ..method.checks import check_place
 from ..method.framing import vae_scale_factor
 from ..method.modeling_promptnet import PromptNet
+from ..method.quoting import brief
 from ..method.text_encoders import text_width
+from ..method.whole_files import shown_path
 from ..method.xl_conditions import check_unet
 from .config import TrainingConfig
 
@@ -109,6 +113,9 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
         >>> components = load_training_components(config)  # doctest: +SKIP
     """
     config = replace(config, model=pipeline_source(config.model))
+    check_place("model", config.model)
+    if config.image_encoder:
+        check_place("image_encoder", config.image_encoder)
     vision = dict(repository=config.image_encoder) if config.image_encoder else {}
     with torch.random.fork_rng(devices=[]):  # some versions of the libraries draw first weights before they load others
         unet = _load(config, UNet2DConditionModel, "unet")
@@ -141,13 +148,15 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
 def _load(config: TrainingConfig, cls: type, name: str, repository: str | None = None) -> Any:
     place = dict(subfolder=name) if repository is None else {}
     repository = repository or config.model
-    if Path(repository).is_dir() and not Path(repository, *place.values()).is_dir():
+    if os.path.isdir(repository) and not Path(repository, *place.values()).is_dir():
         # Asked here, because transformers makes an empty tokenizer of a folder that isn't there.
-        raise ValueError(f"`model` must come with a {name}, {repository!r} has no such folder.")
+        raise ValueError(f"`model` must come with a {name}, {shown_path(repository)} has no such folder.")
     try:
         return cls.from_pretrained(repository, **place)
     except OSError as error:
-        raise ValueError(f"`model` must come with a {name}, can't load it from {repository!r}: {error}") from error
+        raise ValueError(
+            f"`model` must come with a {name}, can't load it from {shown_path(repository)}: {brief(error)}"
+        ) from error
 
 
 def _load_noise_schedule(config: TrainingConfig) -> DDPMScheduler:
@@ -155,7 +164,7 @@ def _load_noise_schedule(config: TrainingConfig) -> DDPMScheduler:
     settings = DDPMScheduler.load_config(config.model, subfolder="scheduler")
     if "beta_start" not in settings:  # DDPM would take its own betas in silence
         raise ValueError(
-            f"`model` {config.model!r} must have a scheduler with betas, {settings['_class_name']} has none."
+            f"`model` {shown_path(config.model)} must have a scheduler with betas, {settings['_class_name']} has none."
         )
     return schedule
 
@@ -179,13 +188,13 @@ def _load_or_start_promptnet(
     for name, width in {**widths, "in_channels": unet.config.in_channels}.items():
         if promptnet.config[name] != width:
             raise ValueError(
-                f"`model` {config.model!r} has a promptnet with {name}={promptnet.config[name]}, its other components "
-                f"need {width}."
+                f"`model` {shown_path(config.model)} has a promptnet with {name}={promptnet.config[name]}, "
+                f"its other components need {width}."
             )
     return promptnet
 
 
 def _has_promptnet(model: str) -> bool:
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return Path(model, "promptnet").is_dir()
     return file_exists(model, "promptnet/config.json")

@@ -129,6 +129,7 @@ class TrainingConfig:
         help="Processes that read pictures ahead; if any, one more puts batches together (with cache_latents) "
         "and one draws noise. 0 does all this in between.",
         minimum=0,
+        maximum=1000,
         resumable=True,
     )
 
@@ -272,7 +273,7 @@ class TrainingConfig:
         if self.streaming and self.reference != "same":
             raise ValueError(
                 f"`reference` must be 'same' with streaming=True, whose samples are single pictures, got "
-                f"{self.reference!r}."
+                f"{quote(self.reference)}."
             )
         if self.validation_every and not (self.validation_images and self.validation_prompts):
             raise ValueError(

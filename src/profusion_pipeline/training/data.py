@@ -19,6 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.picture_walk import find_pictures, say_left_out
+from ..method.quoting import quote
+from ..method.whole_files import shown_path
 from .metadata import MetadataRow, is_outside, read_metadata
 from .workers import read_loader
 
@@ -83,13 +85,14 @@ def read_picture_folder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`data` must be a folder of pictures that exists, got {str(folder)!r}.")
+        raise ValueError(f"`data` must be a folder of pictures that exists, got {shown_path(folder)}.")
     metadata, left_out = folder / METADATA_FILE, ""
     if metadata.is_file():
         rows = read_metadata(metadata, allow_outside_files=allow_outside_files)
     elif reference == "other":
         raise ValueError(
-            f"`reference` is 'other', so {str(metadata)!r} must exist and name other pictures of each person (ref_img)."
+            f"`reference` is 'other', so {shown_path(metadata)} must exist and name other pictures of each "
+            "person (ref_img)."
         )
     else:
         paths, others = find_pictures(folder)
@@ -97,14 +100,14 @@ def read_picture_folder(
         outside = [] if allow_outside_files else [name for name in rows if is_outside(folder, name)]
         if outside:
             raise ValueError(
-                f"`data` must hold its pictures itself, {outside[0]!r} is a link out of {str(folder)!r}: "
-                "allow_outside_files=True allows it."
+                f"`data` must hold its pictures itself, {shown_path(outside[0])} is a link out of "
+                f"{shown_path(folder)}: allow_outside_files=True allows it."
             )
         left_out = say_left_out(others, folder)
     if not rows:
         raise ValueError(
             f"`data` must hold at least one picture (.png, .jpg, .webp or what else Pillow reads), found none in "
-            f"{str(folder)!r}. {left_out}".rstrip()
+            f"{shown_path(folder)}. {left_out}".rstrip()
         )
     if left_out:
         logger.warning(left_out)
@@ -114,12 +117,14 @@ def read_picture_folder(
         references = {name: row.others for name, row in rows.items()}
         for name, others in references.items():
             if not others:
-                raise ValueError(f"`reference` is 'other', so {name!r} must have a ref_img in {str(metadata)!r}.")
+                raise ValueError(
+                    f"`reference` is 'other', so {quote(name)} must have a ref_img in {shown_path(metadata)}."
+                )
     names = dict.fromkeys([*rows, *(other for others in references.values() for other in others)])
     index = {name: i for i, name in enumerate(names)}
     for name in names:
         if not (folder / name).is_file():
-            raise ValueError(f"{str(metadata)!r} must name files of its folder, {name!r} is not there.")
+            raise ValueError(f"{shown_path(metadata)} must name files of its folder, {quote(name)} is not there.")
     captions = ()
     if placeholder is not None:
         captions = tuple(checked_caption(row.text, placeholder, str(folder / name)) for name, row in rows.items())
@@ -149,11 +154,13 @@ def checked_caption(caption: object, placeholder: str, name: str) -> str:
         >>> checked_caption(" a photo of S*, smiling\\n", "S*", "a.png")
         'a photo of S*, smiling'
     """
-    text = "" if caption is None else caption
-    if not isinstance(text, str) or (text.strip() and text.count(placeholder) != 1):
+    # Half a character can be written in JSON, and no tokenizer reads it.
+    text = caption.strip("\ufeff \t\r\n") if isinstance(caption, str) else "" if caption is None else caption
+    is_whole = isinstance(text, str) and not any("\ud800" <= sign <= "\udfff" for sign in text)
+    if not is_whole or (text.strip() and text.count(placeholder) != 1):
         said = repr(caption)
         raise ValueError(
-            f"The caption of {name!r} must be a text that holds {placeholder!r} exactly once, for the person "
+            f"The caption of {quote(name)} must be a text that holds {placeholder!r} exactly once, for the person "
             f"(captions=False leaves captions out), got {said if len(said) <= 100 else said[:97] + '...'}."
         )
     return text.strip()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..common.text_files import read_lines
 from ..method.quoting import brief, quote
+from ..method.whole_files import shown_path
 
 
 class MetadataRow(NamedTuple):
@@ -45,7 +46,7 @@ def read_metadata(path: Path, *, allow_outside_files: bool = False) -> dict[str,
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        where = f"{str(path)!r}, line {number},"
+        where = f"{shown_path(path)}, line {number},"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

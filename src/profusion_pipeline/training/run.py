@@ -17,6 +17,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..common.files import whole_folder
+from ..method.quoting import quote
+from ..method.whole_files import shown_path
 from ..method.xl_conditions import whole_picture
 from .batches import CachedPictures, Encoders, Preprocessing, UncachedPictures, folder_samples
 from .captions import SamplePrompts
@@ -268,7 +270,8 @@ class TrainingRun:
         for name, value in self._fixed().items():
             if state[name] != value:
                 raise ValueError(
-                    f"`resume` needs the settings of {str(path)!r}: {name} was {state[name]!r} and is {value!r} now."
+                    f"`resume` needs the settings of {shown_path(path)}: {name} was {quote(state[name])} "
+                    f"and is {quote(value)} now."
                 )
         self.accelerator.load_state(str(path))
         self.step = state["step"]
@@ -311,7 +314,7 @@ def _agreeing(config: TrainingConfig, accelerator: "Accelerator") -> TrainingCon
     for name, value in settings.items():
         given = getattr(config, name)
         if given not in (None, value):
-            raise ValueError(f"`{name}` must be that of the accelerator, {value!r}, got {given!r}.")
+            raise ValueError(f"`{name}` must be that of the accelerator, {quote(value)}, got {quote(given)}.")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("`mixed_precision` must be 'no' or 'bf16' on a CPU, got 'fp16'.")
     return dataclasses.replace(config, **settings)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..method.quoting import brief
+from ..method.quoting import brief, quote
 from ..method.reference_images import load_reference_image
+from ..method.whole_files import shown_path
 from .data import CHOICE, ORDER, Sample, checked_caption
 from .metadata import is_outside
 
@@ -63,15 +64,15 @@ def open_picture_stream(data: str, *, captions: bool = True) -> "IterableDataset
         dataset = load_dataset(data, split="train", streaming=True)
     except READ_ERRORS as error:
         raise ValueError(
-            f"`data` must be a data set that the datasets library can stream, can't open {data!r}: {error}"
+            f"`data` must be a data set that the datasets library can stream, can't open {quote(data)}: {brief(error)}"
         ) from error
     columns = dataset.features or {}
     pictures = [name for name, feature in columns.items() if isinstance(feature, ImageFeature)]
     pictures = ["image"] if "image" in pictures else pictures
     if len(pictures) != 1:
         raise ValueError(
-            f"`data` must have one column of pictures, or one that is called 'image'; {data!r} has {pictures} among "
-            f"{list(columns)}."
+            f"`data` must have one column of pictures, or one that is called 'image'; {quote(data)} has "
+            f"{pictures} among {list(columns)}."
         )
     others = (*(CAPTION_COLUMNS if captions else ()), "__key__", "__url__")
     dataset = dataset.select_columns([*pictures, *(name for name in others if name in columns)])
@@ -191,7 +192,9 @@ class PictureStream:
                 last = self._name(example)
                 yield example
         except READ_ERRORS as error:
-            raise ValueError(f"`data` must be readable to its end, can't read on after {last}: {error}") from error
+            raise ValueError(
+                f"`data` must be readable to its end, can't read on after {last}: {brief(error)}"
+            ) from error
 
     def _sample(self, number: int, example: dict) -> Sample:
         return Sample(
@@ -211,8 +214,8 @@ class PictureStream:
 
     def _name(self, example: dict) -> str:
         if "__key__" in example:
-            return f"sample {example['__key__']!r} of {example['__url__']!r}"
-        return f"picture {(example[self.column] or {}).get('path')!r}"
+            return f"sample {quote(example['__key__'])} of {quote(example['__url__'])}"
+        return f"picture {quote((example[self.column] or {}).get('path'))}"
 
 
 def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str, folder: str | Path | None = None) -> Image.Image:
@@ -244,8 +247,8 @@ def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str, folder: s
     is_local = content is None and path is not None and "://" not in path
     if is_local and folder is not None and is_outside(Path(folder), Path(path).absolute()):
         raise ValueError(
-            f"`data` must hold its pictures itself, {name} lies outside of {str(folder)!r}: allow_outside_files=True "
-            "allows it, if you trust this data set with all your files."
+            f"`data` must hold its pictures itself, {name} lies outside of {shown_path(folder)}: "
+            "allow_outside_files=True allows it, if you trust this data set with all your files."
         )
     try:
         if content is None:

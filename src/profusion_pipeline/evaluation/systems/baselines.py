@@ -16,6 +16,7 @@ from ...customization.learning_weights import adapters, only_learning
 from ...customization.subject_pool import EncodedPool, encode_pictures
 from ...method.adapters import base_weights
 from ...method.pipeline_profusion import ProFusionPipeline
+from ...method.quoting import quote
 from ...method.subject_prompt import encode_texts
 from .e4t import E4T
 from .profusion import ProFusion
@@ -264,6 +265,6 @@ def get_system(name: str, *, demo: bool = False, weights: Path | None = None) ->
     """
     table = DEMO_SYSTEMS if demo else SYSTEMS
     if name not in table:
-        raise ValueError(f"`name` of a system must be one of {', '.join(map(repr, table))}, got {name!r}.")
+        raise ValueError(f"`name` of a system must be one of {', '.join(map(repr, table))}, got {quote(name)}.")
     system = table[name]
     return replace(system, weights=weights) if hasattr(system, "weights") else system

@@ -36,6 +36,8 @@ from ...customization.config import CustomizeConfig
 from ...customization.subject_pool import Photo, read_photo
 from ...method.adapters import pipeline_hash
 from ...method.pipeline_profusion import ProFusionPipeline
+from ...method.quoting import quote
+from ...method.whole_files import shown_path
 
 Learnt = dict[str, torch.Tensor]
 
@@ -94,7 +96,7 @@ class Sampling:
 
     def __post_init__(self):
         if self.scheduler not in SCHEDULERS:
-            raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {self.scheduler!r}.")
+            raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {quote(self.scheduler)}.")
         if self.num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}.")
         if self.guidance <= 0:
@@ -359,7 +361,7 @@ def find_weights(name: str, weights: Path | None, part: str) -> Path:
     if weights is None or not Path(weights, part, "config.json").is_file():
         place = None if weights is None else str(weights)
         raise FileNotFoundError(
-            f"{name} is pre-trained, but its weights {part!r} are not in {place!r}: `python "
+            f"{name} is pre-trained, but its weights {part!r} are not in {shown_path(place)}: `python "
             f"examples/avatars/train_rivals.py --which {part}` trains those for the demo model; `weights` names their "
             "folder."
         )
