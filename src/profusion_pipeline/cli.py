@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .commands import RUN, publishing_flags
 from .common.flags import add_flags, flags_of_dataclass, seed, whole_number
-from .common.launcher import check_launcher
+from .common.launcher import check_launcher, tell_launcher
 from .common.sentences import sentence_of
 from .customization.config import CustomizeConfig
 from .evaluation.config import EvaluationConfig
@@ -45,8 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be no text: it is said byte for byte
     try:
         # Before any work: what accelerate launch and torchrun ask for in vain.
-        shares = args.command in ("train", "evaluate")
-        check_launcher(f"profusion {args.command}", several_processes=shares, accumulation=args.command == "train")
+        check_launcher(
+            f"profusion {args.command}",
+            several_processes=args.command in ("train", "evaluate"),
+            accumulation=args.command == "train",
+            precision=args.command in ("train", "customize", "generate", "app", "evaluate"),
+        )
         RUN[args.command](args)
     except KeyboardInterrupt:
         print("profusion: stopped.", file=sys.stderr)
@@ -54,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PROFUSION_DEBUG") == "1":
             raise
-        print(f"profusion: {sentence_of(error)}", file=sys.stderr)
+        sentence = f"profusion: {sentence_of(error)}"
+        print(sentence, file=sys.stderr)
+        tell_launcher(sentence)
         return 1
     return 0
 

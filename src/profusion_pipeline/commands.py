@@ -5,6 +5,7 @@ Models, torch and Pillow are imported inside the functions that need them, so th
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from .common.launcher import chosen_place, launched_precision
 from .customization.config import AUTO, CustomizeConfig
 from .evaluation.config import EvaluationConfig
 from .generate import draw
+from .method.whole_files import shown_path
 from .training.config import TrainingConfig
 
 PACKAGE = Path(__file__).parent
@@ -94,8 +96,8 @@ def _customize(args: argparse.Namespace) -> None:
     config = config_of(args, CustomizeConfig)
     config = dataclasses.replace(config, mixed_precision=launched_precision(config.mixed_precision, None))
     out = Path(args.out)
-    if out.is_dir() and not args.force:
-        raise FileExistsError(f"{str(out)!r} exists already; --force replaces the concept there.")
+    if os.path.isdir(out) and not args.force:
+        raise FileExistsError(f"{shown_path(out)} exists already; --force replaces the concept there.")
 
     if args.push_to_hub is None and (args.sample_prompts or args.license or args.base_model):
         args.refuse("--sample-prompts, --license and --base-model are for the card: add --push-to-hub")
@@ -120,7 +122,7 @@ def _customize(args: argparse.Namespace) -> None:
     photos = [load_photo(file, name="--image") for file in args.image]
     for file in args.mask or ():  # read again with its photo, as it is: transparent, or of numbers too dark to see
         load_picture(file, name="--mask")
-    pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype))
+    pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype, mixed=True))
     for prompt in args.sample_prompts or ():
         find_placeholder(prompt, pipe.config.placeholder)
     concept = customize(pipe, photos, config, mask=args.mask, warn=lambda text: print(text, file=sys.stderr))

@@ -1,17 +1,23 @@
 """What launchers say by environment variables; real ones start a training in `training/test_launched.py`."""
 
+import json
+
 import pytest
+import torch
 
 from profusion_pipeline.common.launcher import (
     check_launcher,
+    chosen_place,
     launched_accumulation,
     launched_device,
     launched_precision,
     local_rank,
+    tell_launcher,
 )
 
 VARIABLES = """ACCELERATE_MIXED_PRECISION ACCELERATE_GRADIENT_ACCUMULATION_STEPS ACCELERATE_USE_CPU
-    ACCELERATE_TORCH_DEVICE ACCELERATE_DYNAMO_BACKEND WORLD_SIZE LOCAL_RANK MASTER_ADDR""".split()
+    ACCELERATE_TORCH_DEVICE ACCELERATE_DYNAMO_BACKEND WORLD_SIZE LOCAL_RANK MASTER_ADDR
+    TORCHELASTIC_ERROR_FILE""".split()
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +142,7 @@ def test_what_a_training_does(environment, said):
             dict(ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4"),
             "without accumulated gradients, got ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4",
         ),
+        (dict(ACCELERATE_MIXED_PRECISION="bf16"), "without mixed precision, got ACCELERATE_MIXED_PRECISION='bf16'"),
     ],
 )
 def test_what_a_single_process_does_not(environment, said, message):
@@ -143,3 +150,22 @@ def test_what_a_single_process_does_not(environment, said, message):
         environment.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         check_launcher("profusion customize")
+
+
+def test_the_launchers_precision_is_the_dtype_of_what_is_drawn(environment):
+    assert chosen_place("cpu", None)["dtype"] == torch.float32
+    environment.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert chosen_place("cpu", None)["dtype"] == chosen_place("cpu", "bfloat16")["dtype"] == torch.bfloat16
+    assert chosen_place("cpu", None, mixed=True)["dtype"] == torch.float32
+    with pytest.raises(ValueError, match="`dtype` must be left out or be 'bfloat16', as the launcher says, got 'floa"):
+        chosen_place("cpu", "float16")
+
+
+def test_what_went_wrong_is_what_torchrun_reports(environment, tmp_path):
+    file = tmp_path / "error.json"
+    environment.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    tell_launcher("profusion: `data` must be there.")
+    message = json.loads(file.read_text())["message"]
+    assert message["extraInfo"]["py_callstack"] == "profusion: `data` must be there."
+    environment.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "nowhere" / "error.json"))
+    tell_launcher("nobody hears it")

@@ -358,6 +358,13 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
         import profusion_pipeline.training.trainer  # noqa: F401
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_it_learns_where_gradients_are_off(folders, mode):
+    with mode():
+        train_promptnet(short_run(**folders, max_steps=1))
+    assert (folders["output"] / "promptnet" / "config.json").is_file()
+
+
 def test_two_runs_do_not_share_an_output(folders):
     folders["output"].mkdir()
     with only_process(folders["output"], "train", "never said"):

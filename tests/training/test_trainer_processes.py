@@ -169,6 +169,14 @@ def test_two_processes_learn_as_one(launcher, data, folders, tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_ends_its_report_with_the_reason(folders):
+    ended = train(TORCHRUN, **folders | dict(data="nowhere"), max_steps=1)
+    sentence = "profusion: `data` must be a folder of pictures that exists, got 'nowhere'."
+    assert ended.returncode == 1
+    assert [sentence in line for line in ended.stderr.splitlines() if line.strip(" =")][-1]
+
+
+@pytest.mark.slow
 def test_accelerate_on_a_cpu_starts_one_process_which_is_refused(folders):
     ended = train([*ACCELERATE, "--cpu"], **folders, max_steps=1)
     assert ended.returncode != 0

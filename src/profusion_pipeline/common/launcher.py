@@ -4,7 +4,10 @@ A setting that was not given is the launcher's. One that was given and contradic
 what a command can't do. Only the standard library is imported here.
 """
 
+import json
 import os
+import time
+from contextlib import suppress
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -21,17 +24,20 @@ PRECISIONS = ("no", "fp16", "bf16")
 TRUE, FALSE = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 
 
-def check_launcher(command: str, *, several_processes: bool = False, accumulation: bool = False) -> None:
+def check_launcher(
+    command: str, *, several_processes: bool = False, accumulation: bool = False, precision: bool = False
+) -> None:
     """Refuse what a launcher asks for and a command can't do, before any work.
 
     Args:
         command: Whose name the sentence says, such as "profusion customize".
         several_processes: Whether several processes may share its work.
         accumulation: Whether it can accumulate gradients.
+        precision: Whether it can compute in another precision.
 
     Raises:
-        ValueError: DeepSpeed, FSDP or the like, compiling, several processes or accumulated gradients are asked for in
-            vain; or fewer processes were started than asked for.
+        ValueError: DeepSpeed, FSDP or the like, compiling, several processes, accumulated gradients or a precision are
+            asked for in vain; or fewer processes were started than asked for.
 
     Example:
         >>> check_launcher("profusion customize")
@@ -59,6 +65,11 @@ def check_launcher(command: str, *, several_processes: bool = False, accumulatio
         raise ValueError(
             f"`{command}` must be launched without accumulated gradients, got "
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}."
+        )
+    word = launched_precision(None, "no")
+    if not precision and word != "no":
+        raise ValueError(
+            f"`{command}` must be launched without mixed precision, got ACCELERATE_MIXED_PRECISION={word!r}."
         )
 
 
@@ -140,6 +151,22 @@ def local_rank() -> int:
     return _count("LOCAL_RANK", 0, minimum=0)
 
 
+def tell_launcher(sentence: str) -> None:
+    """Let torchrun's report on processes that failed end with the reason, and not with advice to programmers.
+
+    Args:
+        sentence: What this process failed of.
+
+    Example:
+        >>> tell_launcher("profusion: `data` must be a folder of pictures that exists, got 'nowhere'.")
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        about = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
+        with suppress(OSError), open(file, "w", encoding="utf-8") as report:  # the report of a report is nobody's work
+            json.dump({"message": {"message": sentence, "extraInfo": about}}, report)
+
+
 def _agreed(name: str, given: Value | None, said: Value | None, default: Value) -> Value:
     if given is not None and said is not None and given != said:
         raise ValueError(f"`{name}` must be left out or be {said!r}, as the launcher says, got {given!r}.")
@@ -174,18 +201,20 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def chosen_place(device: str | None, dtype: str | None) -> dict[str, Any]:
+def chosen_place(device: str | None, dtype: str | None, *, mixed: bool = False) -> dict[str, Any]:
     """Where a command computes and in which dtype: what was typed, else what suits the machine.
 
     Args:
         device: Such as "cpu" or "cuda:1"; None for CUDA where there is one, of a launcher's processes each its own.
-        dtype: "float32", "float16" or "bfloat16"; None for float16 on CUDA and float32 elsewhere.
+        dtype: "float32", "float16" or "bfloat16"; None for the launcher's precision, else for float16 on CUDA and
+            float32 elsewhere.
+        mixed: Whether the launcher's precision is that of products only, and not the weights' dtype.
 
     Returns:
         `dtype` and `device`, as `load_pipeline` takes them.
 
     Raises:
-        ValueError: The machine has no such device.
+        ValueError: The machine has no such device, or the launcher contradicts what was typed.
 
     Example:
         >>> chosen_place("cpu", "bfloat16")
@@ -202,4 +231,5 @@ def chosen_place(device: str | None, dtype: str | None) -> dict[str, Any]:
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
         raise ValueError(f"--device must be one of this machine, such as cpu or cuda:1, got {device!r}.") from error
     usual = "float16" if device.startswith("cuda") else "float32"
-    return {"dtype": getattr(torch, dtype or usual), "device": device}
+    said = None if mixed else {"fp16": "float16", "bf16": "bfloat16"}.get(launched_precision(None, "no"))
+    return {"dtype": getattr(torch, _agreed("dtype", dtype, said, usual)), "device": device}

@@ -24,6 +24,7 @@ from ..common.launcher import check_launcher, launched_accumulation, launched_pr
 from ..common.open_pipeline import pipeline_source
 from ..common.picture_files import write_pictures
 from ..method.modeling_promptnet import PromptNet
+from ..method.quoting import brief, quote
 from ..method.reference_images import load_reference_image
 from .batches import Batch
 from .checkpoints import list_checkpoints
@@ -206,6 +207,8 @@ def train_promptnet(config: TrainingConfig) -> Path:
         return _train(config, accelerator, photos, trackers)
 
 
+@torch.inference_mode(False)  # the caller's, such as a server's handler: nothing learns there
+@torch.enable_grad()
 def _train(
     config: TrainingConfig, accelerator: Accelerator, photos: Sequence[Image.Image], trackers: Sequence[str]
 ) -> Path:
@@ -214,7 +217,8 @@ def _train(
     checkpoints, promptnet_folder = output / "checkpoints", output / "promptnet"
     if not config.resume and (promptnet_folder.exists() or list_checkpoints(checkpoints)):
         raise FileExistsError(
-            f"`output` {config.output!r} holds a run already: resume=True goes on with it, or name another folder."
+            f"`output` {shown_path(config.output)} holds a run already: resume=True goes on with it, or "
+            "name another folder."
         )
 
     # 1. Models, data, and the newest checkpoint
@@ -285,7 +289,8 @@ def _make_repository(repo_id: str) -> None:
         create_repo(repo_id, exist_ok=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"`hub_model_id` must name a repository that can be made or written, {repo_id!r} is not one: {error}"
+            f"`hub_model_id` must name a repository that can be made or written, {quote(repo_id)} is not "
+            f"one: {brief(error)}"
         ) from error
 
 
