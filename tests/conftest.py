@@ -1,4 +1,6 @@
+import errno
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -77,6 +79,32 @@ def fresh_accelerate():
     reset()
     yield
     reset()
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A folder for temporary files of its own."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_room_for(monkeypatch):
+    """A function: from now on nothing can be moved to a path, as on a disk that is full by then."""
+
+    def fill(path):
+        replace = os.replace
+
+        def replace_or_fail(origin, destination):
+            if os.path.abspath(destination) == str(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            replace(origin, destination)
+
+        monkeypatch.setattr(os, "replace", replace_or_fail)
+
+    return fill
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,6 @@ from profusion_pipeline.common.files import (
 )
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """A folder for temporary files of its own."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 def test_text_and_bytes(tmp_path):
     for content in ("ᾱ\n", "ᾱ\r\n".encode()):
         write_whole(tmp_path / "a", content)

@@ -21,7 +21,8 @@ def test_formats_that_hold_colour(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "suffix", [".xbm", ".h5", ".hdf", ".wmf", ".emf", ".msp", ".palm", ".grib", ".bufr", ".blp", ".psd", ".svg"]
+    "suffix",
+    [".xbm", ".h5", ".hdf", ".wmf", ".emf", ".msp", ".palm", ".grib", ".bufr", ".blp", ".psd", ".svg", ".ico", ".icns"],
 )
 def test_formats_that_can_not_be_written_in_colour(tmp_path, suffix):
     with pytest.raises(ValueError, match=rf"picture format that can be written, e.g. .png, got '.*me\{suffix}'.$"):

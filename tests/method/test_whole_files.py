@@ -175,3 +175,9 @@ def test_what_another_machine_has_left_goes_after_a_day(tmp_path):
     os.utime(left, (0, time.time() - 25 * 60 * 60))
     write(tmp_path / "promptnet", "newer")
     assert names(tmp_path) == ["promptnet"]
+
+
+def test_no_path_has_null_characters():
+    for write in (whole_file, whole_folder):
+        with pytest.raises(ValueError, match="must be a path without null characters"), write("a\0b"):
+            pass

@@ -391,3 +391,19 @@ def test_libraries_are_as_loud_as_before(converted):
     for library in (diffusers_logging, transformers_logging):
         assert library.get_verbosity() < convert_module.logging.CRITICAL
         assert library.is_progress_bar_enabled()
+
+
+def test_what_can_not_be_moved_into_its_place_is_kept(layout, tmp_path, temporary, no_room_for):
+    no_room_for(tmp_path / "mine")
+    with pytest.raises(OSError, match="mine' could not be written, .*: No space left on device. It is kept in '.*'."):
+        convert_checkpoint(layout, tmp_path / "mine")
+    (kept,) = temporary.iterdir()
+    assert ProFusionPipeline.from_pretrained(kept / "mine").config.placeholder_alias == "holder"
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("source", ["a" * 300, "nowhere/at/all", "a\0b"])
+def test_a_source_that_no_place_has(source, tmp_path):
+    with pytest.raises(ValueError, match="`source` must be a folder or a repository on the Hub") as raised:
+        convert_checkpoint(source, tmp_path / "mine")
+    assert len(str(raised.value)) < 500

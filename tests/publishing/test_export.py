@@ -197,3 +197,62 @@ def test_facts_are_checked_before_any_work(folders, tmp_path, capsys):
     words = ["export", folders["pipeline"], str(tmp_path / "mine"), "--base-model", "[a](b)"]
     assert main(words) != 0 and "`base_model` must be the id" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_can_not_be_written_is_kept(folders, tmp_path, temporary, no_room_for, old):
+    target = tmp_path / "mine"
+    if old:
+        target.mkdir()
+        (target / "README.md").write_text("my own words")
+    no_room_for(target / "model_index.json" if old else target)
+    with pytest.raises(OSError, match="mine' could not be written, .*: No space left on device. It is kept in '.*'."):
+        export_pipeline(folders["pipeline"], target, force=old)
+    (kept,) = temporary.iterdir()
+    assert ProFusionPipeline.from_pretrained(kept / "mine").config.placeholder == "S*"
+    assert not (target / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("part", ["source", "promptnet", "image_encoder"])
+def test_places_that_are_none(folders, tmp_path, part):
+    words = {"source": folders["pipeline"], part: "a" * 300}
+    with pytest.raises(FileNotFoundError, match="must be a folder or file that exists, or the Hub id") as raised:
+        export_pipeline(words.pop("source"), tmp_path / "mine", **words)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (dict(variant="../fp16"), "`variant` must be a word for names of files, such as fp16, got '../fp16'"),
+        (dict(variant=""), "`variant` must be a word for names of files, such as fp16, got ''"),
+        (dict(max_shard_size="many"), "`max_shard_size` must be a number of bytes, or a text such as 5GB, got 'many'"),
+        (dict(max_shard_size=-1), "`max_shard_size` must be a number of bytes, or a text such as 5GB, got -1"),
+        (dict(max_shard_size=True), "`max_shard_size` must be a number of bytes, .* got True"),
+    ],
+)
+def test_names_and_sizes_of_files_that_are_none(tmp_path, words, match):
+    for write in (export_pipeline, push_pipeline):
+        with pytest.raises(ValueError, match=match):
+            write("no/model", tmp_path / "mine", **words)
+
+
+@pytest.mark.parametrize("target", ["a" * 300, "a\0b", "/proc/x"])
+def test_targets_that_no_folder_can_be(target):
+    with pytest.raises(OSError, match="`target` must be a p") as raised:
+        export_pipeline("no/model", target)
+    assert len(str(raised.value)) < 300
+
+
+def test_of_two_at_a_time_neither_writes_over_the_other(folders, tmp_path, temporary, monkeypatch):
+    save = ProFusionPipeline.save_pretrained
+
+    def save_after_another(pipe, folder, **settings):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / "model_index.json").write_text("another's")
+        save(pipe, folder, **settings)
+
+    monkeypatch.setattr(ProFusionPipeline, "save_pretrained", save_after_another)
+    with pytest.raises(OSError, match="mine' could not be written, .*: Directory not empty. It is kept in '.*'."):
+        export_pipeline(folders["pipeline"], tmp_path / "mine")
+    assert (tmp_path / "mine" / "model_index.json").read_text() == "another's"

@@ -53,6 +53,16 @@ def test_a_folder_of_this_machine_goes_with_it(tmp_path):
     assert str(tmp_path) not in "".join(file.read_text() for file in space.iterdir() if file.is_file())
 
 
+def test_what_can_not_be_written_is_kept(tmp_path, temporary, no_room_for):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    no_room_for(tmp_path / "space")
+    with pytest.raises(OSError, match="space' could not be written, .* It is kept in '.*'."):
+        write_space(tmp_path / "model", tmp_path / "space")
+    (kept,) = temporary.iterdir()
+    assert ProFusionPipeline.from_pretrained(kept / "space" / "model").config.placeholder == "S*"
+    assert (kept / "space" / "app.py").is_file()
+
+
 def test_what_is_refused(tmp_path, capsys):
     with pytest.raises(FileExistsError, match="`space` must not exist yet"):
         write_space("demo", tmp_path)

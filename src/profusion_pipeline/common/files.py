@@ -142,6 +142,8 @@ def check_folder(path: str | os.PathLike, name: str) -> None:
 
 @contextmanager
 def _tried(path: Path, name: str) -> Iterator[None]:
+    if "\0" in str(path):
+        raise OSError(f"{name} must be a path without null characters, got {shown_path(path)}.")
     try:
         yield
     except OSError as error:

@@ -1,11 +1,12 @@
 """Where a command's pictures go: names decided and checked before any work, files that appear whole or not at all."""
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .files import check_file, shown_path, whole_files, write_or_keep
 
@@ -36,7 +37,7 @@ def output_paths(out: str | Path, count: int, *, force: bool = False) -> list[Pa
     if not _holds_colour(out.suffix):
         what = "the extension of a picture format that can be written, e.g. .png"
         raise ValueError(f"--out must end in {what}, got {shown_path(out)}.")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise FileNotFoundError(f"--out must lie in an existing folder, {shown_path(out.parent)} is not one.")
     paths = [out] if count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, count + 1)]
     for path in paths:
@@ -49,12 +50,17 @@ def output_paths(out: str | Path, count: int, *, force: bool = False) -> list[Pa
 
 
 def _holds_colour(suffix: str) -> bool:
-    """By trying: Pillow lists formats that it writes in black and white only, and some that others must write."""
+    """By trying: Pillow lists formats for black and white, for icons, and some that others must write."""
+    picture, file = Image.new("RGB", (300, 200)), io.BytesIO()
     try:
-        Image.new("RGB", (64, 64)).save(io.BytesIO(), Image.registered_extensions()[suffix.lower()])
+        picture.save(file, Image.registered_extensions()[suffix.lower()])
     except (KeyError, OSError, ValueError):
         return False
-    return True
+    try:
+        with Image.open(file) as written:
+            return written.size == picture.size  # icons are made smaller
+    except UnidentifiedImageError:  # PDF, which Pillow writes only
+        return True
 
 
 def write_pictures(

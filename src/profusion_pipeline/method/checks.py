@@ -166,6 +166,18 @@ def check_place(name: str, place: Any) -> str:
     return text
 
 
+def check_files(variant: Any, max_shard_size: Any) -> None:
+    """A word for the names of weight files and their largest size: found out beforehand, not while they are written."""
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]{1,40}", variant)):
+        raise ValueError(f"`variant` must be a word for names of files, such as fp16, got {quoting.quote(variant)}.")
+    is_text = isinstance(max_shard_size, str) and re.fullmatch(r"[1-9]\d{0,8}[KMGT]B", max_shard_size)
+    is_count = isinstance(max_shard_size, int) and not isinstance(max_shard_size, bool) and max_shard_size > 0
+    if max_shard_size is not None and not is_text and not is_count:
+        raise ValueError(
+            f"`max_shard_size` must be a number of bytes, or a text such as 5GB, got {quoting.quote(max_shard_size)}."
+        )
+
+
 def check_callback(callback: Any) -> None:
     """What is called after each step, or None."""
     if callback is not None and not callable(callback):

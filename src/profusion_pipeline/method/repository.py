@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, create_repo
 
-from . import card, older_saves, whole_files
+from . import card, checks, older_saves, whole_files
 
 CODE = "profusion_method.py"
 
@@ -144,30 +144,33 @@ class RepositoryMixin:
 
         Raises:
             NotADirectoryError: `save_directory` is a file.
+            OSError: It could not be written; the pipeline is in memory as before.
             TypeError: An argument is unknown, or has no meaning without `push_to_hub`.
             ValueError: Concepts or LoRAs are loaded, `base_model` is no Hub id or `license` is not one word.
         """
         card.check_facts(base_model=base_model, license=license)
+        checks.check_files(variant, max_shard_size)
         self._check_no_adapters()
         if kwargs and not push_to_hub:
             raise TypeError(f"`save_pretrained` takes {', '.join(kwargs)} with `push_to_hub=True` only.")
         target = Path(os.path.abspath(save_directory))
-        if target.is_file():
+        if os.path.isfile(target):  # which says no of names that no file can have
             raise NotADirectoryError(f"`save_directory` must be a folder, {str(save_directory)!r} is a file.")
         repo_id, private = kwargs.pop("repo_id", target.name), kwargs.pop("private", None)
         if push_to_hub:
             repo_id = create_repo(repo_id, private=private, token=kwargs.get("token"), exist_ok=True).repo_id
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # In an old folder, which may be a disk of its own: files can be moved within one only.
-        with whole_files.scratch_folder(target if target.exists() else target.parent) as scratch:
-            new = scratch / "new"
-            super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
-            facts = dict(base_model=base_model, license=license, readme=readme)
-            self.complete_repository(new, repo_id, has_card=(target / older_saves.CARD).exists(), **facts)
-            if target.exists():
-                older_saves.move_into(new, target, variant)
-            else:
-                os.replace(new, target)
+        with whole_files.writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # In an old folder, which may be a disk of its own: files can be moved within one only.
+            with whole_files.scratch_folder(target if target.exists() else target.parent) as scratch:
+                new = scratch / "new"
+                super().save_pretrained(new, safe_serialization, variant=variant, max_shard_size=max_shard_size)
+                facts = dict(base_model=base_model, license=license, readme=readme)
+                self.complete_repository(new, repo_id, has_card=(target / older_saves.CARD).exists(), **facts)
+                if target.exists():
+                    older_saves.move_into(new, target, variant)
+                else:
+                    os.replace(new, target)
         if push_to_hub:
             older_saves.upload_repository(target, repo_id, variant=variant, **kwargs)
 
@@ -210,6 +213,7 @@ class RepositoryMixin:
             ValueError: Concepts or LoRAs are loaded, `base_model` is no Hub id or `license` is not one word.
         """
         card.check_facts(base_model=base_model, license=license)
+        checks.check_files(variant, max_shard_size)
         self._check_no_adapters()
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with TemporaryDirectory() as scratch:

@@ -97,6 +97,7 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: In place of what files, torch and safetensors raise.
+        ValueError: No path can be `path`.
 
     Example:
         >>> with writing(Path("a.txt")):
@@ -104,6 +105,8 @@ def writing(path: Path) -> Iterator[None]:
         Traceback (most recent call last):
         OSError: 'a.txt' could not be written, what was there before is whole: No space left on device
     """
+    if "\0" in os.fspath(path):
+        raise ValueError(f"{shown_path(path)} must be a path without null characters.")
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # as files, torch and safetensors say that a disk is full

@@ -28,9 +28,11 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from transformers.utils import logging as transformers_logging
 
-from ..common.files import check_folder, whole_folder
+from ..common.files import check_folder, whole_folder, write_or_keep
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.quoting import brief, quote
+from ..method.whole_files import shown_path
 
 PIPELINE_CLASS = "StableDiffusionPromptNetPipeline"
 # Folder: (config file, the entry that names its class, the name).
@@ -90,7 +92,8 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
         FileExistsError: `target` exists and `force` is not set, or `target` is a file.
         ValueError: `source` is neither a folder nor a repository that can be had, or is not in that layout: a folder,
             setting or weight is missing, a class is another one, or shapes do not fit one another.
-        OSError: `target` can't be written.
+        OSError: `target` can't be written, tried beforehand; if it fails after the work, the sentence says where the
+            pipeline is kept.
 
     Example:
         >>> from profusion_pipeline import ProFusionPipeline
@@ -103,7 +106,14 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
     check_folder(target, "`target`")
     folder = _local_folder(source)
     _check_layout(folder)
-    with _quiet_libraries(), whole_folder(target, replace=force) as new:
+    facts: list[str] = []
+    write_or_keep(lambda place: facts.extend(_convert(folder, place / target.name, replace=force)), target.parent)
+    return facts
+
+
+def _convert(folder: Path, target: Path, *, replace: bool) -> list[str]:
+    """Write the pipeline; what was changed or left out on the way."""
+    with _quiet_libraries(), whole_folder(target, replace=replace) as new:
         clip = CLIPConfig.from_pretrained(folder / "openclip")
         clip.text_config.num_hidden_layers -= 1
         promptnet, left_out = load_promptnet(folder / "promptnet")
@@ -133,23 +143,24 @@ def convert_checkpoint(source: str | os.PathLike, target: str | os.PathLike, *, 
 
 
 def _check_target(target: Path, source: str | os.PathLike, force: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"`target` must be a folder, {str(target)!r} is a file.")
-    if target.exists() and not force:
-        raise FileExistsError(f"`target` must not exist yet, {str(target)!r} does: `force` replaces it.")
-    if Path(source).resolve().is_relative_to(target.resolve()):  # force would delete what it reads
-        raise ValueError(f"`target` must not be `source` or a folder around it, got {str(target)!r}.")
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise FileExistsError(f"`target` must be a folder, {shown_path(target)} is a file.")
+    if os.path.isdir(target) and not force:
+        raise FileExistsError(f"`target` must not exist yet, {shown_path(target)} does: `force` replaces it.")
+    # `force` would delete what it reads.
+    if os.path.isdir(source) and Path(source).resolve().is_relative_to(target.resolve()):
+        raise ValueError(f"`target` must not be `source` or a folder around it, got {shown_path(target)}.")
 
 
 def _local_folder(source: str | os.PathLike) -> Path:
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return Path(source)
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "*.bin", "*.safetensors"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(
-            f"`source` must be a folder or a repository on the Hub, {str(source)!r} is no folder here, and the Hub "
-            f"says: {' '.join(str(error).split())}"
+            f"`source` must be a folder or a repository on the Hub, {shown_path(source)} is no folder here, "
+            f"and the Hub says: {brief(error)}"
         ) from error
 
 
@@ -157,11 +168,13 @@ def _check_layout(folder: Path) -> None:
     """The index, every folder, the class of each and the scheduler's betas: all that can be seen without weights."""
     name = _read_json(folder, "model_index.json").get("_class_name")
     if name != PIPELINE_CLASS:
-        raise _not_the_layout(folder, f"model_index.json names the pipeline {name!r}, expected {PIPELINE_CLASS!r}")
+        raise _not_the_layout(folder, f"model_index.json names the pipeline {quote(name)}, expected {PIPELINE_CLASS!r}")
     configs = {part: _read_json(folder / part, file) for part, (file, _, _) in COMPONENTS.items()}
     for part, (file, key, expected) in COMPONENTS.items():
         if key is not None and configs[part].get(key) != expected:
-            raise _not_the_layout(folder, f"{part}/{file} has {key} {configs[part].get(key)!r}, expected {expected!r}")
+            raise _not_the_layout(
+                folder, f"{part}/{file} has {key} {quote(configs[part].get(key))}, expected {expected!r}"
+            )
     for file in TOKENIZER_FILES:
         if not (folder / "tokenizer" / file).is_file():
             raise _not_the_layout(folder, f"tokenizer/{file} is missing")
@@ -174,13 +187,13 @@ def _read_json(folder: Path, file: str) -> dict:
     if not (folder / file).is_file():
         raise _not_the_layout(folder, f"{file} is missing")
     try:
-        return json.loads((folder / file).read_text(encoding="utf-8"))
+        return json.loads((folder / file).read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise _not_the_layout(folder, f"{file} is not JSON ({error})") from error
+        raise _not_the_layout(folder, f"{file} is not JSON ({brief(error)})") from error
 
 
 def _not_the_layout(folder: Path, what: str) -> ValueError:
-    return ValueError(f"`source` must be in the layout of the authors' release (2023), in {str(folder)!r} {what}.")
+    return ValueError(f"`source` must be in the layout of the authors' release (2023), in {shown_path(folder)} {what}.")
 
 
 def _load_whole(model_class, folder: Path, **kwargs):
@@ -188,7 +201,7 @@ def _load_whole(model_class, folder: Path, **kwargs):
     try:
         model, info = model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise _not_the_layout(folder, f"the weights cannot be loaded: {' '.join(str(error).split())}") from error
+        raise _not_the_layout(folder, f"the weights cannot be loaded: {brief(error)}") from error
     if info["missing_keys"]:
         raise _not_the_layout(folder, f"weights are missing: {_shortened(info['missing_keys'])}")
     return model.to(torch.float32)
@@ -223,7 +236,7 @@ def load_promptnet(folder: str | os.PathLike) -> tuple[PromptNet, list[str]]:
     config = _read_json(folder, "config.json")
     for key, value in ONLY_VALUE.items():
         if config.get(key, value) != value:
-            raise _not_the_layout(folder, f"config.json has {key} {config[key]!r}, PromptNet knows only {value!r}")
+            raise _not_the_layout(folder, f"config.json has {key} {quote(config[key])}, PromptNet knows only {value!r}")
     weights = _read_weights(folder)
     left_out = [name for name in weights if name.split(".")[0] in RESIDUAL_HEADS]
     for name in left_out:
@@ -239,7 +252,7 @@ def load_promptnet(folder: str | os.PathLike) -> tuple[PromptNet, list[str]]:
     try:
         promptnet.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise _not_the_layout(folder, f"the weights do not fit: {' '.join(str(error).split())}") from error
+        raise _not_the_layout(folder, f"the weights do not fit: {brief(error)}") from error
     return promptnet.to(torch.float32).eval(), left_out
 
 
@@ -263,7 +276,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise _not_the_layout(file.parent, f"{file.name} cannot be read: {' '.join(str(error).split())}") from error
+        raise _not_the_layout(file.parent, f"{file.name} cannot be read: {brief(error)}") from error
 
 
 def _check_fit(folder: Path, components: dict) -> None:

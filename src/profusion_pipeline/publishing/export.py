@@ -1,5 +1,6 @@
 """Export and push: a pipeline, or a Stable Diffusion and a PromptNet trained on it -> a repository of its own."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ from huggingface_hub import ModelCard, create_repo, get_token, hf_hub_download
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from ..common.files import check_folder
+from ..common.files import check_folder, scratch_folder, write_or_keep
 from ..common.open_pipeline import load_pipeline, pipeline_source
 from ..method import card
 from ..method.call_inputs import check_components_fit
+from ..method.checks import check_files, check_place
 from ..method.modeling_promptnet import PromptNet
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.quoting import quote
 from ..method.reference_images import load_reference_image
+from ..method.whole_files import shown_path, writing
 from .samples import draw_samples, push_samples, write_samples
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -64,25 +68,42 @@ def export_pipeline(
         FileExistsError: `target` exists and `force` is not set.
         ValueError: `dtype` is another word, `base_model` is no Hub id, `license` is not one word, a component is
             missing or does not fit, or the samples can't be drawn.
-        OSError: A model is not there, or `target` can't be written.
+        OSError: A model is not there, or `target` can't be written, tried beforehand; if it fails after the work, the
+            sentence says where the pipeline is kept.
 
     Example:
         >>> export_pipeline("stable-diffusion-2", "mine", promptnet="runs/first/promptnet")  # doctest: +SKIP
     """
     card.check_facts(base_model=base_model, license=license)
+    check_files(variant, max_shard_size)
     target = Path(target)
-    if target.exists() and not force:
-        raise FileExistsError(f"`target` must not exist yet, {str(target)!r} does: `force` writes into it.")
+    if os.path.exists(target) and not force:
+        raise FileExistsError(f"`target` must not exist yet, {shown_path(target)} does: `force` writes into it.")
     check_folder(target, "`target`")
     image = _sample_photo(sample_prompts, sample_image)
     pipe = _assemble(source, promptnet, image_encoder, dtype)
     samples = draw_samples(pipe, sample_prompts, **image, **(sample_settings or {})) if sample_prompts else []
     facts = dict(base_model=base_model, license=license)
     if promptnet is None and image_encoder is None:
-        facts["readme"] = _card_of(source, target.name, **facts)
-    pipe.save_pretrained(target, variant=variant, max_shard_size=max_shard_size, **facts)
-    if samples:
-        write_samples(target, samples)
+        facts["readme"] = card_of(source, target.name, **facts)
+
+    def save(folder: Path) -> None:
+        pipe.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size, **facts)
+        if samples:
+            write_samples(folder, samples)
+
+    def write(folder: Path) -> None:
+        place = folder / target.name
+        if force:
+            save(place)
+            return
+        with writing(place):
+            folder.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(folder) as scratch:
+                save(scratch / target.name)
+                os.replace(scratch / target.name, place)  # which fails if another process has written there meanwhile
+
+    write_or_keep(write, target.parent)
     return target
 
 
@@ -137,13 +158,14 @@ def push_pipeline(
         >>> push_pipeline("profusion-sd2", "me/profusion-sd2")  # doctest: +SKIP
     """
     card.check_facts(base_model=base_model, license=license)
+    check_files(variant, max_shard_size)
     image = _sample_photo(sample_prompts, sample_image)
     repo_id = claim_repository(repo_id, private=private)  # before any model is loaded: a mistyped name is told at once
     pipe = _assemble(source, promptnet, image_encoder, dtype)
     samples = draw_samples(pipe, sample_prompts, **image, **(sample_settings or {})) if sample_prompts else []
     facts = dict(base_model=base_model, license=license)
     if promptnet is None and image_encoder is None:
-        facts["readme"] = _card_of(source, repo_id, **facts)
+        facts["readme"] = card_of(source, repo_id, **facts)
     files = dict(variant=variant, max_shard_size=max_shard_size)
     commit = pipe.push_to_hub(repo_id, commit_message=commit_message, create_pr=create_pr, **facts, **files)
     if samples:
@@ -185,7 +207,7 @@ def claim_repository(repo_id: str, *, private: bool | None = None) -> str:
 def _readme_of(source: str | Path) -> Path | None:
     """The card's file in a folder, or fetched from the Hub; None if there is none."""
     place = pipeline_source(source)
-    if Path(place).is_dir():
+    if os.path.isdir(place):
         return file if (file := Path(place, "README.md")).is_file() else None
     try:
         return Path(hf_hub_download(place, "README.md"))
@@ -193,8 +215,22 @@ def _readme_of(source: str | Path) -> Path | None:
         return None
 
 
-def _card_of(source: str | Path, name: str, *, base_model: str | None, license: str | None) -> str | None:
-    """The card of a source, for its new place; None if there is none, or it lacks a fact that is known now."""
+def card_of(source: str | Path, name: str, *, base_model: str | None = None, license: str | None = None) -> str | None:
+    """The card of a source, for its new place.
+
+    Args:
+        source: As of [`export_pipeline`].
+        name: Of the new place.
+        base_model: As of [`export_pipeline`].
+        license: As of [`export_pipeline`].
+
+    Returns:
+        Its text; None if there is none, or it lacks a fact that is known now.
+
+    Example:
+        >>> card_of("demo", "mine")[:3]
+        '---'
+    """
     file = _readme_of(source)
     if file is None:
         return None
@@ -202,7 +238,7 @@ def _card_of(source: str | Path, name: str, *, base_model: str | None, license: 
     facts = {key: fact for key, fact in dict(base_model=base_model, license=license).items() if fact}
     if facts and card.UNKNOWN in text:
         return None
-    old = file.parent.name if Path(pipeline_source(source)).is_dir() else str(source)
+    old = file.parent.name if os.path.isdir(pipeline_source(source)) else str(source)
     text = text.replace(f'"{old}"', f'"{name}"').replace(f"\n# {card.plain(old)}\n", f"\n# {card.plain(name)}\n")
     if not facts:
         return text
@@ -215,9 +251,12 @@ def _assemble(
     source: str | Path, promptnet: str | None, image_encoder: str | None, dtype_name: str
 ) -> ProFusionPipeline:
     if dtype_name not in DTYPES:
-        raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {dtype_name!r}.")
+        raise ValueError(f"`dtype` must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {quote(dtype_name)}.")
     dtype = getattr(torch, dtype_name)
     parts = {}
+    for name, place in (("promptnet", promptnet), ("image_encoder", image_encoder)):
+        if place is not None:
+            check_place(name, place)
     if promptnet is not None:
         parts["promptnet"] = PromptNet.from_pretrained(promptnet, torch_dtype=dtype)
     if image_encoder is not None:

@@ -1,15 +1,18 @@
 """The app as a Space: a folder of three files, or with the weights beside them, that Hugging Face runs as it is."""
 
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelCard
 
-from ..common.files import check_folder, whole_folder
-from ..common.open_pipeline import DEMO, pipeline_source
+from ..common.files import check_folder, whole_folder, write_or_keep
+from ..common.open_pipeline import DEMO, load_pipeline, pipeline_source
 from ..method import card
-from .export import export_pipeline
+from ..method.whole_files import shown_path
+from .export import card_of
 
 MODEL_FOLDER = "model"  # beside app.py, if the weights are not on the Hub
 APP = '''"""The app of profusion_pipeline around {name}; `python app.py` starts it on any machine."""
@@ -70,7 +73,8 @@ def write_space(model: str | Path, folder: str | Path, *, license: str | None = 
     Raises:
         FileExistsError: `folder` exists and `force` is not set.
         ValueError: `license` is not one word.
-        OSError: There is no pipeline, or `folder` can't be written.
+        OSError: There is no pipeline, or `folder` can't be written, tried beforehand; if it fails after the work, the
+            sentence says where the Space is kept.
 
     Example:
         >>> sorted(file.name for file in write_space("demo", "my-space").iterdir())
@@ -78,21 +82,32 @@ def write_space(model: str | Path, folder: str | Path, *, license: str | None = 
     """
     card.check_facts(license=license)
     folder = Path(folder)
-    if folder.exists() and not force:
-        raise FileExistsError(f"`space` must not exist yet, {str(folder)!r} does: `force` replaces it.")
+    if os.path.exists(folder) and not force:
+        raise FileExistsError(f"`space` must not exist yet, {shown_path(folder)} does: `force` replaces it.")
     check_folder(folder, "`space`")
-    is_here = Path(model).is_dir()
+    is_here = os.path.isdir(model)
     name = Path(model).resolve().name if is_here else str(model)
     license = license or _license_of(pipeline_source(model))
-    with whole_folder(folder, replace=force) as new:
-        if is_here:
-            export_pipeline(model, new / MODEL_FOLDER, license=license)
-        source = f"str(Path(__file__).parent / {json.dumps(MODEL_FOLDER)})" if is_here else json.dumps(str(model))
-        (new / "app.py").write_text(APP.format(name=json.dumps(name)[1:-1], model=source), encoding="utf-8")
-        package = f"profusion-pipeline[app,train]=={version('profusion-pipeline')}"
-        (new / "requirements.txt").write_text(f"{package}\n", encoding="utf-8")
-        on_hub = None if is_here or str(model) == DEMO else str(model)
-        (new / "README.md").write_text(_readme(name, on_hub, license), encoding="utf-8")
+    source = f"str(Path(__file__).parent / {json.dumps(MODEL_FOLDER)})" if is_here else json.dumps(str(model))
+    on_hub = None if is_here or str(model) == DEMO else str(model)
+    files = {
+        "app.py": APP.format(name=json.dumps(name)[1:-1], model=source),
+        "requirements.txt": f"profusion-pipeline[app,train]=={version('profusion-pipeline')}\n",
+        "README.md": _readme(name, on_hub, license),
+    }
+
+    if is_here:
+        pipe = load_pipeline(model, dtype=torch.float32, device="cpu")
+        facts = dict(license=license, readme=card_of(model, MODEL_FOLDER, license=license))
+
+    def write(place: Path) -> None:
+        with whole_folder(place / folder.name, replace=force) as new:
+            if is_here:
+                pipe.save_pretrained(new / MODEL_FOLDER, **facts)
+            for file, text in files.items():
+                (new / file).write_text(text, encoding="utf-8")
+
+    write_or_keep(write, folder.parent)
     return folder
 
 
