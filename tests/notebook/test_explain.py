@@ -89,6 +89,19 @@ def test_what_hides_the_subject_is_refused(pipe, call):
         explain(pipe, PHOTO, PROMPT, **call)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "seed", "error", "match"),
+    [
+        (PROMPT, 2**64, ValueError, "`seed` must be at most 18446744073709551615"),
+        (PROMPT, 0.5, TypeError, "`seed` must be a whole number, got 0.5"),
+        ([PROMPT], 0, TypeError, "`prompt` must be one text, got "),
+    ],
+)
+def test_seeds_and_prompts_that_are_none(pipe, prompt, seed, error, match):
+    with pytest.raises(error, match=match):
+        explain(pipe, PHOTO, prompt, seed=seed)
+
+
 def test_a_prompt_without_placeholder(pipe):
     with pytest.raises(ValueError, match="must hold the placeholder"):
         explain(pipe, PHOTO, "a photo")

@@ -30,6 +30,11 @@ def test_cells_are_what_a_call_alone_gives(pipe):
             assert close(picture, alone(pipe, "a photo of S*", guidance_scale=scale, num_fusion_steps=steps, **QUICK))
 
 
+def test_numbers_in_a_row_are_an_axis(pipe):
+    grid = sweep(pipe, "a photo of S*", guidance_scale=np.linspace(1, 3, 2), seed=range(2), **QUICK)
+    assert grid.rows == ["guidance_scale 1", "guidance_scale 3"] and len(grid.columns) == 2
+
+
 @pytest.mark.numeric
 def test_what_may_differ_within_a_call_is_drawn_together(pipe):
     prompts, calls = ["a photo of S*", "S* on a beach"], []
@@ -79,6 +84,9 @@ def test_one_bar(pipe, capsys):
         (dict(guidance_scale=[3, -1]), ValueError, "`guidance_scale` must be a finite number of at least 0, got -1"),
         (dict(seed=[0, -1]), ValueError, "`seed` must be at least 0, got -1"),
         (dict(num_inference_steps=[2, 0]), ValueError, "`num_inference_steps` must be at least 1, got 0"),
+        (dict(seed=2**64), ValueError, "`seed` must be at most 18446744073709551615, got 18446744073709551616"),
+        (dict(num_inference_steps=10**9), ValueError, "`num_inference_steps` must be at most 10000, got 1000000000"),
+        (dict(guidance_scale=np.linspace(3, -1, 2)), ValueError, "`guidance_scale` must be a finite number .* got -1"),
         (dict(at_once=0), ValueError, "`at_once` must be at least 1"),
     ],
 )

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import nn
 
 from ..common.picture_grid import PictureGrid
+from ..method.checks import check_count
 from ..method.pipeline_profusion import ProFusionPipeline
+from ..method.quoting import quote
 from ..method.reference_images import Reference
 from ..method.shared_models import in_use
 from ..method.subject_prompt import find_placeholder, token_ids, tokenize_subject_prompts
@@ -117,6 +119,9 @@ def explain(
         >>> len(seen.norms), list(seen.maps)
         (2, ['S*', 'portrait'])
     """
+    seed = check_count("seed", seed, at_least=0, at_most=2**64 - 1)
+    if not isinstance(prompt, str):
+        raise TypeError(f"`prompt` must be one text, got {quote(prompt)}.")
     placeholder = pipe.config.placeholder
     prompt = prompt.replace(pipe.config.placeholder_alias or placeholder, placeholder)
     prefix, suffix = find_placeholder(prompt, placeholder)

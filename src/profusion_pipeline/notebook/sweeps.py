@@ -4,9 +4,11 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils.logging import tqdm
 from PIL import Image
@@ -15,7 +17,7 @@ from ..common.picture_grid import PictureGrid
 from ..customization.subject_pool import Photo
 from ..evaluation.systems.baselines import get_system
 from ..evaluation.systems.system import Sampling
-from ..method.checks import check_count
+from ..method.checks import MOST, check_count
 from ..method.guidance_scales import Guidance
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.quoting import quote
@@ -39,7 +41,8 @@ def sweep(
 ) -> PictureGrid:
     """Draw every combination of some settings from the same noise, and lay the pictures out with their settings.
 
-    An argument that is a list is an axis of the grid. The last axis runs across, the others, combined, run down.
+    An argument that is a list, a range or an array with one dimension is an axis of the grid. The last axis runs
+    across, the others, combined, run down.
 
     Args:
         pipe: The pipeline; it is left as it was.
@@ -68,7 +71,7 @@ def sweep(
     """
     at_once = check_count("at_once", at_once, at_least=1)
     _check_call(call)
-    given = {"prompt": prompt, **call, "seed": seed}
+    given = {name: _spread(value) for name, value in {"prompt": prompt, **call, "seed": seed}.items()}
     axes = {name: value for name, value in given.items() if isinstance(value, list)}
     for name, values in axes.items():
         if not values:
@@ -90,6 +93,13 @@ def sweep(
     )
 
 
+def _spread(value: Any) -> Any:
+    """Numbers in a row as a list; anything else as it is: an array of more dimensions is a picture."""
+    if isinstance(value, range):
+        return list(value)
+    return value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+
+
 def _check_call(call: dict[str, Any]) -> None:
     for name in call:
         if name in OURS:
@@ -100,13 +110,13 @@ def _check_cell(pipe: ProFusionPipeline, cell: dict[str, Any]) -> None:
     """What can be checked of every cell before the first is drawn."""
     scales = {field.name for field in fields(Guidance)}
     Guidance.from_call(type(pipe).__call__, **{name: cell[name] for name in cell.keys() & scales})
-    check_count("seed", cell["seed"], at_least=0)
+    check_count("seed", cell["seed"], at_least=0, at_most=2**64 - 1)
     if not isinstance(cell["prompt"], str):
         raise TypeError(f"`prompt` must be a text or a list of texts, got {quote(cell['prompt'])}.")
     placeholder = pipe.config.placeholder
     find_placeholder(cell["prompt"].replace(pipe.config.placeholder_alias or placeholder, placeholder), placeholder)
     if "num_inference_steps" in cell:
-        check_count("num_inference_steps", cell["num_inference_steps"], at_least=1)
+        check_count("num_inference_steps", cell["num_inference_steps"], at_least=1, at_most=MOST)
 
 
 def _draw(
@@ -131,7 +141,7 @@ def _draw(
             for name in (*OF_A_PICTURE, "seed"):
                 if name in axes or name in ("prompt", "seed"):
                     call[name] = [cells[number][name] for number in numbers]
-            generator = [torch.Generator().manual_seed(one) for one in call.pop("seed")]
+            generator = [torch.Generator().manual_seed(int(one)) for one in call.pop("seed")]
             call["callback_on_step_end"] = _counting(advance, theirs)
             seen = sorted({"latents", *getattr(theirs, "tensor_inputs", ())})
             images = pipe(**call, generator=generator, callback_on_step_end_tensor_inputs=seen).images
@@ -176,10 +186,10 @@ def _one_bar(
 def _label(name: str, value: Any, number: int) -> str:
     if name == "prompt":
         return value
-    if isinstance(value, float):
-        return f"{name} {value:g}"
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, str | Integral):
         return f"{name} {value}"
+    if isinstance(value, Real):
+        return f"{name} {value:g}"
     return f"{name} {number + 1}"
 
 
