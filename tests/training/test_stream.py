@@ -275,7 +275,22 @@ def test_a_picture_outside_of_the_data_is_refused(tmp_path):
         with pytest.raises(ValueError, match=sentence.replace(".*shards", f".*{Path(folder).name}")):
             open_encoded_picture(outside, name="picture 'p'", folder=folder)
     assert open_encoded_picture(inside, name="picture 'p'", folder=tmp_path / "shards").size == (8, 8)
+    private = tmp_path / "private.png"
+    for path in (f"file://{private}", f"FILE:{private}", f"local://{private}", f"zip://a.png::{private}"):
+        with pytest.raises(ValueError, match=sentence):
+            open_encoded_picture({"bytes": None, "path": path}, name="picture 'p'", folder=tmp_path / "shards")
     assert open_encoded_picture(outside, name="picture 'p'").size == (8, 8)
+
+
+def test_a_home_is_not_looked_into(tmp_path, monkeypatch):
+    """Whose `~` a stranger's table names."""
+    (tmp_path / "private.png").write_bytes(encoded(8))
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "data")
+    for path in ("~/private.png", f"file:{tmp_path}/private.png"):
+        with pytest.raises(ValueError, match="`data` must hold"):
+            open_encoded_picture({"bytes": None, "path": path}, name="picture 'p'", folder=".")
 
 
 def test_a_shard_that_breaks_off_is_told_by_the_sample_before(tmp_path):

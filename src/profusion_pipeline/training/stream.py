@@ -9,6 +9,7 @@ learn from the same pictures in the same steps as one does, which shards of thei
 each; pictures are decoded only by the process that takes them.
 """
 
+import re
 import tarfile
 import zlib
 from collections import deque
@@ -218,6 +219,24 @@ class PictureStream:
         return f"picture {quote((example[self.column] or {}).get('path'))}"
 
 
+def file_of_url(url: str) -> str | None:
+    """The file of this machine that a path or URL, as `datasets` and fsspec read them, leads to in the end.
+
+    Args:
+        url: Such as `portraits/a.png`, `file:///portraits/a.png` or `zip://a.png::portraits.zip`.
+
+    Returns:
+        Its path; None if it leads elsewhere.
+
+    Example:
+        >>> file_of_url("zip://a.png::file://portraits.zip"), file_of_url("hf://datasets/me/portraits/a.png")
+        ('portraits.zip', None)
+    """
+    last = url.rpartition("::")[2]
+    local = re.fullmatch(r"(?:file|local):(?://)?(.*)", last, re.IGNORECASE | re.DOTALL)
+    return local[1] if local else None if "://" in last else last
+
+
 def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str, folder: str | Path | None = None) -> Image.Image:
     """Decode what `datasets` calls an image that is not decoded yet.
 
@@ -244,15 +263,16 @@ def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str, folder: s
     if encoded is None:
         raise ValueError(f"`data` must have a picture in every sample, {name} has none.")
     path, content = encoded.get("path"), encoded.get("bytes")
-    is_local = content is None and path is not None and "://" not in path
-    if is_local and folder is not None and is_outside(Path(folder), Path(path).absolute()):
+    here = None if content is not None or path is None else file_of_url(path)
+    if here is not None and folder is not None and is_outside(Path(folder), Path(here).absolute()):
         raise ValueError(
             f"`data` must hold its pictures itself, {name} lies outside of {shown_path(folder)}: "
             "allow_outside_files=True allows it, if you trust this data set with all your files."
         )
     try:
-        if content is None:
-            content = path if is_local else ImageFeature().decode_example(encoded)
+        if content is None:  # a whole path, because `~` would be read as somebody's home
+            whole = here is not None and "::" not in path
+            content = Path(here).absolute() if whole else ImageFeature().decode_example(encoded)
         return load_reference_image(content, "image")
     except READ_ERRORS as error:
         raise ValueError(f"`data` must hold whole pictures, {name} is not one: {brief(error)}") from error
