@@ -79,7 +79,7 @@ class CustomizeConfig:
     # The photo
     crop_face: str | None = setting(
         None,
-        help="auto cuts each photo, and its mask, to its face, as the pictures of FFHQ were cut; needs OpenCV 4. If "
+        help="With auto, each photo and its mask are cut to the face, as the pictures of FFHQ were; needs OpenCV 4. If "
         "not given, to a square around the middle.",
         choices=(AUTO,),
     )

@@ -203,9 +203,9 @@ class TrainingConfig:
     )
     report_to: tuple[str, ...] = setting(
         (),
-        help="Trackers of accelerate that are told what log.jsonl is, and shown the validation pictures: tensorboard, "
-        "wandb, trackio, mlflow, comet_ml, aim, clearml, dvclive or swanlab, as they are installed; all, or none. If "
-        "not given, tensorboard where it is installed. Those that send to a server do so.",
+        help="Trackers of accelerate that are told what log.jsonl is and shown the validation pictures: tensorboard, "
+        "wandb, trackio, mlflow, comet_ml, aim, clearml, dvclive or swanlab; all, or none. If not given, tensorboard "
+        "where it is installed.",
         resumable=True,
     )
     push_to_hub: bool = setting(
