@@ -107,6 +107,7 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
         The components, on the CPU.
 
     Raises:
+        FileNotFoundError: There is nothing at `model` or `image_encoder`, and they can be no Hub id.
         ValueError: A component is missing or can't be read, the scheduler has no betas, or PromptNet doesn't fit.
 
     Example:
