@@ -81,6 +81,7 @@ SHIPPED = {
     "guidance_scales": set(),
     "call_texts": {"torch"},
     "shared_models": set(),
+    "control": {"torch", "PIL", "diffusers"},
     "mask_picture": {"torch", "numpy", "PIL"},
     "noise_levels": {"torch", "diffusers"},
     "structure": {"torch", "PIL", "diffusers"},

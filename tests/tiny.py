@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -60,6 +60,20 @@ def make_unet(**overrides) -> UNet2DConditionModel:
         use_linear_projection=True,
     )
     return UNet2DConditionModel(**settings | overrides)
+
+
+def make_controlnet(unet: UNet2DConditionModel, seed: int = 0, **overrides) -> ControlNetModel:
+    """Of that UNet's kind, with something to say: a new one's last layers are zeros."""
+    made_with = dict(conditioning_embedding_out_channels=(8, 16), load_weights_from_unet=False)
+    made_with |= {name: overrides.pop(name) for name in made_with.keys() & overrides.keys()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel.from_unet(unet, **made_with)
+        controlnet.register_to_config(**overrides)
+        for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+            torch.nn.init.normal_(layer.weight, std=0.1)
+        torch.nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.1)
+    return controlnet.eval()
 
 
 def make_scheduler(**overrides) -> DDIMScheduler:
@@ -127,6 +141,7 @@ def make_components(seed: int = 0, **overrides) -> dict:
             size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, resample=3
         ),
         safety_checker=None,
+        controlnet=None,
     )
     unknown = set(overrides) - set(components)
     if unknown:

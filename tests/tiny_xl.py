@@ -63,6 +63,7 @@ def make_xl_components(seed: int = 0, with_promptnet: bool = True, **overrides) 
         promptnet=promptnet if with_promptnet else None,
         image_encoder=photos["image_encoder"],
         feature_extractor=photos["feature_extractor"],
+        controlnet=None,
     )
     assert overrides.keys() <= components.keys()
     return components | overrides

@@ -66,11 +66,12 @@ def test_not_finite_latents_name_the_step(pipe, dtype, advice):
 
 def test_steps_are_asked_once_where_asking_waits_for_the_device(pipe, monkeypatch):
     """On a GPU the loop keeps an answer for each step and asks for all of them after the last."""
-    asked = []
-    check = noisy_latents.check_steps
-    monkeypatch.setattr(noisy_latents, "check_steps", lambda *given: (asked.append(len(given[0])), check(*given)))
+    asked, check = [], noisy_latents.FiniteSteps.check
+    counted = lambda steps: (asked.append(len(steps.finite)), check(steps))  # noqa: E731
+    monkeypatch.setattr(noisy_latents.FiniteSteps, "check", counted)
     latents_of(pipe, image=picture(), num_inference_steps=3)
     assert asked == [1, 2, 3, 3]  # a CPU does not wait: a call that fails ends at once
-    good, bad = torch.tensor(True), torch.tensor(False)
+    steps = noisy_latents.FiniteSteps(torch.tensor([9, 5, 1]))
+    steps.finite += [torch.tensor(True), torch.tensor(False), torch.tensor(False)]
     with pytest.raises(RuntimeError, match=r"after step 2 of 3 \(timestep 5\) are"):
-        check([good, bad, bad], torch.tensor([9, 5, 1]), torch.float32)
+        check(steps)

@@ -20,7 +20,6 @@ def make_state(models=None, **guidance) -> CallState:
         references=ReferenceRows.of([subject], torch.zeros(1, 77).long(), torch.tensor([4]), 1, like=states),
         concepts=CallConcepts(),
         models=models or {},
-        compiled=False,
         cross_attention_kwargs=None,
         lora_scale=1.0,
     )

@@ -9,8 +9,10 @@ from typing import Any, Self
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DiffusionPipeline,
     ModelMixin,
+    MultiControlNetModel,
     SchedulerMixin,
     StableDiffusionMixin,
     StableDiffusionPipeline,
@@ -46,6 +48,8 @@ class BaseModel(
             [`SubjectEmbedding`]s are given.
         feature_extractor: Of the image encoder.
         safety_checker: Looks at the finished pictures, as in `StableDiffusionPipeline`.
+        controlnet: Reads the call's `control_image`. Several in a list, or as a `MultiControlNetModel`. Not needed
+            without.
         placeholder: What stands for the subject in a prompt.
         placeholder_alias: Another spelling that prompts may use for it, as converted releases do for `holder`.
         requires_safety_checker: Whether a missing safety checker is worth a warning, as in `StableDiffusionPipeline`.
@@ -60,7 +64,7 @@ class BaseModel(
     # The UNet, the text encoder and PromptNet are all needed at every step: only the UNet, the largest, leaves (for the
     # VAE); the other two are loaded at their first use and stay until the call ends.
     model_cpu_offload_seq = "image_encoder->unet->vae"
-    _optional_components = ["promptnet", "image_encoder", "feature_extractor", "safety_checker"]
+    _optional_components = ["promptnet", "image_encoder", "feature_extractor", "safety_checker", "controlnet"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
@@ -80,6 +84,7 @@ class BaseModel(
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
         safety_checker: torch.nn.Module | None = None,
+        controlnet: ControlNetModel | MultiControlNetModel | list[ControlNetModel] | None = None,
         placeholder: str = "S*",
         placeholder_alias: str | None = None,
         requires_safety_checker: bool = False,
@@ -99,6 +104,7 @@ class BaseModel(
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
             safety_checker=safety_checker,
+            controlnet=controlnet,
         )
         self._assemble(
             components,
@@ -109,6 +115,8 @@ class BaseModel(
 
     def _assemble(self, components: dict[str, Any], **config: Any) -> None:
         DiffusionPipeline.__init__(self)
+        if isinstance(components["controlnet"], list | tuple):
+            components["controlnet"] = MultiControlNetModel(components["controlnet"])
         self.register_modules(**components)
         self.register_to_config(**config)
         self.image_processor = VaeImageProcessor()  # is told every size

@@ -208,6 +208,17 @@ def list_subjects(subject: Any, num_prompts: int, promptnet: Any) -> list:
     return subjects
 
 
+def check_somebody(images: Sequence, subjects: Sequence, *, needed: bool, pictured: bool) -> None:
+    """There must be somebody for S* to stand for, and a picture of them where the call starts from one."""
+    if not images and not subjects and (needed or pictured):
+        raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
+    if pictured and any(map(learnt_subject.is_learnt, subjects)):
+        raise ValueError(
+            "`strength` below 1 starts from a picture of the subject, and a LearntSubject has none: give `init_image` "
+            "or `latents`."
+        )
+
+
 def check_components_fit(components: dict[str, Any]) -> None:
     """PromptNet, if there is one, must be as wide as what it reads and what reads it."""
     if components["promptnet"] is None:

@@ -1,5 +1,6 @@
 """What stays the same over a call and can be made beforehand: a subject from its pictures, states from texts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -246,10 +247,33 @@ class EncodingMixin:
 
     def _encode_reference(self, reference: Image.Image, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [1, C, h, w] and vision states [1, N, V]."""
-        device = self._execution_device
-        pixels = framing.vae_pixels(self.image_processor, [reference], height, width)  # [1, 3, H, W]
         views = framing.vision_pixels(self.feature_extractor, [reference])  # [1, 3, h, w]
-        return self._posterior(pixels)[0], vision_states(self.image_encoder, views, device)
+        latents = self._picture_latents(reference, height, width)
+        return latents, vision_states(self.image_encoder, views, self._execution_device)
+
+    def _clean_latents(
+        self,
+        pictures: Sequence[Image.Image],
+        subjects: Sequence[subject_embedding.SubjectEmbedding],
+        height: int,
+        width: int,
+        num_pictures: int,
+    ) -> torch.Tensor | None:
+        """x_0 that a call begins with, of pictures or of the subjects' first references; None for neither.
+
+        For each of B pictures, P x num_images_per_prompt. [B, C, h, w]
+        """
+        if not pictures and not subjects:
+            return None
+        encoded = {id(picture): picture for picture in pictures}  # what prompts share once
+        encoded = {key: self._picture_latents(picture, height, width) for key, picture in encoded.items()}
+        each = [encoded[id(picture)] for picture in pictures] or [subject.latents[:1] for subject in subjects]
+        return torch.cat(each).repeat_interleave(num_pictures // len(each), dim=0)  # [B, C, h, w]
+
+    def _picture_latents(self, picture: Image.Image, height: int, width: int) -> torch.Tensor:
+        """A picture as the UNet knows pictures, without noise. [1, C, h, w]"""
+        pixels = framing.vae_pixels(self.image_processor, [picture], height, width)  # [1, 3, H, W]
+        return self._posterior(pixels)[0]
 
     def _posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the latents of pictures. [R, C, h, w] each"""

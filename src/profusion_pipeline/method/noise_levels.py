@@ -65,6 +65,11 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
             )
 
 
+def check_keeps(scheduler: SchedulerMixin) -> None:
+    """A scheduler with an ᾱ, whose state parts of a picture can be put in at any level."""
+    _refuse_without_alpha_bar(scheduler, "keep a part of a picture", "no `mask_image`")
+
+
 def fusion_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[NoiseLevel | None]:
     """The noise level at every loop index of a scheduler whose timesteps are set.
 
@@ -113,9 +118,6 @@ def state_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[StateLevel |
         An entry for each of `scheduler.timesteps[begin:]` and one more. None between both halves of a step of KDPM2,
         which takes the state there from the one before.
 
-    Raises:
-        ValueError: The scheduler has no ᾱ; it is named.
-
     Example:
         >>> from diffusers import DDIMScheduler
         >>> scheduler = DDIMScheduler()
@@ -123,7 +125,6 @@ def state_levels(scheduler: SchedulerMixin, begin: int = 0) -> list[StateLevel |
         >>> [round(level.alpha_bar, 3) for level in state_levels(scheduler)]
         [0.078, 1.0, 1.0]
     """
-    _refuse_without_alpha_bar(scheduler, "keep a part of a picture", "no `mask_image`")
     levels: list[StateLevel | None] = []
     for index in range(begin, len(scheduler.timesteps)):
         between = hasattr(scheduler, "sigmas_interpol") and not _starts_a_step(scheduler, index, begin)

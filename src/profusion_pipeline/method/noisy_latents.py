@@ -1,12 +1,10 @@
 """x_t of a call: the timesteps that it runs through, what it begins with, and whether it stays finite."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from . import noise_levels, subject_embedding
+from . import noise_levels
 
 
 def set_timesteps(
@@ -39,58 +37,105 @@ def set_timesteps(
     return scheduler.timesteps[begin:], begin
 
 
-def first(
-    scheduler: SchedulerMixin,
-    begin: int,
+def noise(
     given: torch.Tensor | None,
     shape: tuple[int, ...],
     generator: torch.Generator | list[torch.Generator] | None,
-    subjects: Sequence[subject_embedding.SubjectEmbedding],
     *,
     like: torch.Tensor,
 ) -> torch.Tensor:
-    """What a call begins with: given latents, or noise, or the subjects' first references at that noise level.
+    """What a call draws its first latents from: given latents, or z.
+
+    Args:
+        given: Latents in place of the noise, or None. [B, C, h, w]
+        shape: B, C, h and w.
+        generator: Of the noise.
+        like: A tensor of the device and the dtype that the call computes in.
+
+    Returns:
+        N(0, I), or what is given. [B, C, h, w]
+
+    Example:
+        >>> noise(None, (1, 4, 8, 8), torch.Generator().manual_seed(0), like=torch.zeros(1)).shape
+        torch.Size([1, 4, 8, 8])
+    """
+    if given is not None:
+        return given.to(like.device)
+    return randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def first(scheduler: SchedulerMixin, begin: int, drawn: torch.Tensor, clean: torch.Tensor | None) -> torch.Tensor:
+    """What a call begins with: noise; or, where it runs a part of the schedule, a picture at that noise level.
 
     Args:
         scheduler: After `set_timesteps`.
         begin: Which of its timesteps is the call's first.
-        given: Latents in place of the noise, or None. [B, C, h, w]
-        shape: B, C, h and w.
-        generator: Of the noise.
-        subjects: Of P prompts, where the call starts from their pictures; else none.
-        like: A tensor of the device and the dtype that the call computes in.
+        drawn: Of `noise`. [B, C, h, w]
+        clean: x_0 of each picture, not read at the schedule's beginning; without one `drawn` is the state that the
+            call goes on from. [B, C, h, w]
 
     Returns:
         The scheduler's state. [B, C, h, w]
 
     Example:
         >>> from diffusers import DDIMScheduler
-        >>> first(DDIMScheduler(), 0, torch.ones(1, 4, 8, 8), (1, 4, 8, 8), None, [], like=torch.zeros(1)).mean()
+        >>> first(DDIMScheduler(), 0, torch.ones(1, 4, 8, 8), None).mean()
         tensor(1.)
     """
-    if given is not None:
-        return given.to(like.device) * (scheduler.init_noise_sigma if begin == 0 else 1)
-    noise = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
-    if not subjects:
-        return noise * scheduler.init_noise_sigma
-    origins = torch.cat([subject.latents[:1] for subject in subjects]).to(noise)  # [P, C, h, w]
-    origins = origins.repeat_interleave(len(noise) // len(origins), dim=0)  # [B, C, h, w]
-    return scheduler.add_noise(origins, noise, scheduler.timesteps[begin].repeat(len(origins)))
+    if begin == 0:
+        return drawn * scheduler.init_noise_sigma
+    if clean is None:
+        return drawn
+    return scheduler.add_noise(clean.to(drawn), drawn, scheduler.timesteps[begin].repeat(len(clean)))
+
+
+class FiniteSteps:
+    """Watches the latents of a call; on a CPU it looks at once, elsewhere at the end, because a look waits for it.
+
+    Args:
+        timesteps: Of the call.
+
+    Example:
+        >>> watched = FiniteSteps(torch.tensor([999, 499]))
+        >>> watched.add(torch.zeros(1, 4, 8, 8))
+        >>> watched.check()
+    """
+
+    def __init__(self, timesteps: torch.Tensor):
+        self._timesteps, self._dtype = timesteps, torch.float32
+        self.finite: list[torch.Tensor] = []  # whether those after each step were, on the device
+
+    def add(self, latents: torch.Tensor) -> None:
+        """Those after a step.
+
+        Args:
+            latents: The scheduler's state. [B, C, h, w]
+
+        Raises:
+            RuntimeError: On a CPU, if they are not finite.
+        """
+        self.finite.append(torch.isfinite(latents).all())
+        self._dtype = latents.dtype
+        if latents.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """Names the first step whose latents were not finite.
+
+        Raises:
+            RuntimeError: There is one.
+        """
+        good = torch.stack(self.finite) if self.finite else torch.ones(1)
+        if not good.all():  # waits for the device, once
+            i = good.tolist().index(False)
+            what = f"the latents after step {i + 1} of {len(self._timesteps)} (timestep {float(self._timesteps[i]):g})"
+            raise _not_finite(self._dtype, what)
 
 
 def check_finite(tensor: torch.Tensor, what: str) -> None:
     """What a call computes must be finite, or the range of its dtype was too small."""
     if not torch.isfinite(tensor).all():  # waits for the device
         raise _not_finite(tensor.dtype, what)
-
-
-def check_steps(finite: list[torch.Tensor], timesteps: torch.Tensor, dtype: torch.dtype) -> None:
-    """Names the first step whose latents were not finite."""
-    good = torch.stack(finite) if finite else torch.ones(1)
-    if not good.all():  # waits for the device, once
-        i = good.tolist().index(False)
-        what = f"the latents after step {i + 1} of {len(timesteps)} (timestep {float(timesteps[i]):g})"
-        raise _not_finite(dtype, what)
 
 
 def _not_finite(dtype: torch.dtype, what: str) -> RuntimeError:

@@ -14,13 +14,13 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from . import (
-    adapters,
     base_model,
     call_inputs,
     call_texts,
     callbacks,
     checks,
     concept_loader,
+    control,
     fusion_stage,
     guidance_scales,
     learnt_adapters,
@@ -33,6 +33,7 @@ from . import (
     reference_images,
     repository,
     shared_models,
+    structure,
     subject_embedding,
     tensor_checks,
 )
@@ -76,6 +77,12 @@ class ProFusionPipeline(
         class_prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         image_weights: list[float] | list[list[float]] | None = None,
+        init_image: reference_images.Reference | list | None = None,
+        mask_image: reference_images.Reference | list | None = None,
+        control_image: reference_images.Reference | list | None = None,
+        controlnet_conditioning_scale: float | list[float] = 1.0,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
         recipe: str | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -132,6 +139,17 @@ class ProFusionPipeline(
             negative_prompt: What not to show, the text of ε_∅. Empty if None.
             image_weights: The weight of each reference, nested as `image`. Equal with a sum of 1 if None. In the
                 fusion stage only their proportions count; in refinement each reference pulls with ω_1 times its weight.
+            init_image: A picture to begin with and to take the layout from, of somebody or something else: as `image`
+                one; for a list of prompts one for all, or a list. It is scaled and cropped to the size that is drawn.
+            mask_image: What of `init_image` is drawn anew, where it is white; what is black is kept, at every step at
+                that step's level of noise. Of its size; strokes on a transparent layer count as white. As `init_image`
+                a list has one for each prompt.
+            control_image: What the pipeline's `controlnet` reads: edges, a pose, depth, as it learnt them. As
+                `init_image`; with several ControlNets a list with one for each, or for each prompt such a list.
+            controlnet_conditioning_scale: How much ControlNet counts, 0 or more; a list has one for each. 0 switches it
+                off.
+            control_guidance_start: Share of the steps after which it does, 0 to 1; a list as above.
+            control_guidance_end: Share of the steps at which it stops, 0 to 1; a list as above.
             recipe: Settings that belong together: "fast", "best" or "paper" (docs/speed.md). Those that are given
                 beside it go before its own. None is "paper": the authors' settings, which are the defaults here.
             height: Of the pictures in pixels, a multiple of VAE factor x PromptNet's grid (64 for Stable Diffusion).
@@ -140,8 +158,8 @@ class ProFusionPipeline(
             crop_face: "auto" cuts each photo to its face, as the pictures of FFHQ were cut, and needs OpenCV 4; None
                 takes its middle. A `subject` is encoded already.
             num_inference_steps: Denoising steps, 1 or more. More are slower and more exact.
-            strength: In (0, 1]. Below 1 the call starts that far into the schedule, from the noised first reference,
-                or from `latents` as they are.
+            strength: In (0, 1]. Below 1 the call starts that far into the schedule, from the noised `init_image`, from
+                the first reference where there is none, or from `latents` as they are. 1 is pure noise.
             guidance_scale: ω_1, towards the subject; 0 switches S* off in the refinement stage.
             class_guidance_scale: ω_2, towards the text; 0 switches the class prompt off.
             num_fusion_steps: m, fusion steps at every timestep; 0 switches the fusion stage off. More bring subject and
@@ -239,28 +257,26 @@ class ProFusionPipeline(
         tensor_inputs = self._tensor_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         # 2. Who S* is
-        starts_from_image = strength < 1 and latents is None
+        begun = structure.read(init_image, mask_image, len(prompts), strength, latents, self.scheduler)
+        starts_from_subject = strength < 1 and latents is None and init_image is None
         may_change = callback_on_step_end is not None  # then what has no weight at first may get one
         checks.check_not_both("image", image, "subject", subject)
         names, base_guidance = self._choose_concepts(concept, subject, len(prompts), image is not None, base_guidance)
         subject, class_noun = self._subjects_of(names, subject, class_noun)
         checks.check_not_both("image_weights", image_weights, "subject", subject)
-        if image is None and subject is None and (guidance.uses_subject or starts_from_image):
-            raise ValueError("`image` or `subject` must be given, for S* to stand for somebody, got None for both.")
         images = [] if image is None else self._read_images(prompt, image, image_weights, crop_face)
         subjects = [] if subject is None else call_inputs.list_subjects(subject, len(prompts), self.promptnet)
         class_noun = call_inputs.class_nouns(subjects, class_noun)
         concepts = self._whose_pictures(names, subjects, num_images_per_prompt, base_guidance)
-        if starts_from_image and any(map(learnt_subject.is_learnt, subjects)):
-            raise ValueError(
-                "`strength` below 1 starts from a picture of the subject, and a LearntSubject has none: give `latents`."
-            )
+        call_inputs.check_somebody(images, subjects, needed=guidance.uses_subject, pictured=starts_from_subject)
 
         # 3. Which size
         height, width = call_inputs.choose_size(height, width, subjects, self.components)
         grid = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (num_pictures, self.unet.config.in_channels, *grid)  # B, C, h, w
         tensor_checks.check_tensor("latents", latents, shape, self.text_encoder.dtype)
+        counts = (controlnet_conditioning_scale, control_guidance_start, control_guidance_end)
+        controls = control.read(self.components, control_image, len(prompts), *counts)
 
         # 4. Which words
         texts = self._choose_texts(
@@ -283,12 +299,11 @@ class ProFusionPipeline(
         plan, guided = fusion_stage.plan(self.scheduler, guidance, begin), guidance.guided_steps(len(timesteps))
 
         # 6. Encode what stays the same over the call: the subjects, the class prompt and the negative prompt
-        if images and (guidance.uses_subject or starts_from_image or may_change):
+        if images and (guidance.uses_subject or starts_from_subject or may_change):
             subjects = self._encode_images(images, height, width)
         null, class_text, words, references = self._encode_call_texts(
             texts, subjects, concepts, num_images_per_prompt, lora_scale, base_inputs
         )
-        models = self._models_of(concepts)
         state = prediction.CallState(
             guidance=guidance,
             null_states=null.states,
@@ -296,21 +311,24 @@ class ProFusionPipeline(
             references=references,
             words=words,
             concepts=concepts,
-            models=models,
-            compiled=any(map(adapters.is_compiled, models.values())),
+            models=self._models_of(concepts),
             cross_attention_kwargs=cross_attention_kwargs,
             lora_scale=lora_scale,
             added=self._added_conditions(null, class_text, height, width, base_inputs),
         )
         fusion, refinement, unguided = self._plan_rows(state)
         shared = prediction.SharedSubject(guidance)
+        controlled = control.plan(controls, (height, width), num_pictures, len(timesteps), null.states)
 
-        # 7. Draw the initial latents
-        origins = subjects if starts_from_image else []
-        latents = noisy_latents.first(self.scheduler, begin, latents, shape, generator, origins, like=null.states)
+        # 7. Draw the initial latents, over those of the picture that the call begins with
+        photos = subjects if starts_from_subject else []
+        clean = self._clean_latents(begun.pictures, photos, height, width, num_pictures)
+        noise = noisy_latents.noise(latents, shape, generator, like=null.states)
+        latents = noisy_latents.first(self.scheduler, begin, noise, clean)
+        kept = structure.keep(begun.masks, (height, width), clean, noise, self.scheduler, begin)
 
         # 8. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
-        step_settings, finite = self.prepare_extra_step_kwargs(generator, eta), []
+        step_settings, watched = self.prepare_extra_step_kwargs(generator, eta), noisy_latents.FiniteSteps(timesteps)
         self._show_to_callbacks(state, len(timesteps))
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
@@ -319,18 +337,18 @@ class ProFusionPipeline(
             for _ in range(guidance.num_fusion_steps if plan[i] else 0):
                 noise = randn_tensor(shape, generator=generator, device=device, dtype=latents.dtype)
                 model_input = self.scheduler.scale_model_input(latents, t)
-                model_output = prediction.predict(state, fusion, model_input, t, shared)
+                model_output = prediction.predict(state, fusion, model_input, t, shared, controlled[i])
                 latents = fusion_stage.renew(self.scheduler, latents, model_output, noise, *plan[i])
+                latents = kept.put_back(latents, i)
             rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
-            model_output = prediction.predict(state, rows, model_input, t, shared)
+            model_output = prediction.predict(state, rows, model_input, t, shared, controlled[i])
             latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
-            finite.append(torch.isfinite(latents).all())
-            if latents.device.type == "cpu":  # elsewhere that would wait for every step
-                noisy_latents.check_steps(finite, timesteps, latents.dtype)
+            latents = kept.put_back(latents, i + 1)
+            watched.add(latents)
             if callback_on_step_end is not None:
                 latents, state = self._call_back(callback_on_step_end, tensor_inputs, i, t, latents, state)
                 fusion, refinement, unguided = self._plan_rows(state)
-        noisy_latents.check_steps(finite, timesteps, latents.dtype)
+        watched.check()
 
         # 9. Decode
         images, has_nsfw_concept = self._pictures(latents, output_type, generator)

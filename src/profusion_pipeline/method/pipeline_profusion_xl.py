@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ModelMixin,
+    MultiControlNetModel,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from diffusers.loaders.textual_inversion import load_textual_inversion_state_dicts
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
@@ -82,6 +89,8 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
             of a picture.
         image_encoder: CLIP vision tower of PromptNet.
         feature_extractor: Of the image encoder.
+        controlnet: Reads the call's `control_image`. Several in a list, or as a `MultiControlNetModel`. Not needed
+            without.
         placeholder: What stands for the subject in a prompt.
         placeholder_alias: Another spelling that prompts may use for it.
         force_zeros_for_empty_prompt: Whether ε_∅ without a negative prompt is that of no text at all, zeros.
@@ -97,7 +106,7 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
 
     PIPELINE = "pipeline_profusion_xl.ProFusionXLPipeline"
     TEXT_PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
-    _optional_components = ["promptnet", "image_encoder", "feature_extractor"]
+    _optional_components = ["promptnet", "image_encoder", "feature_extractor", "controlnet"]
     _exclude_from_cpu_offload = []
     _own_settings = (*pipeline_profusion.ProFusionPipeline._own_settings, "force_zeros_for_empty_prompt")
     _callback_tensor_inputs = [
@@ -119,6 +128,7 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
         promptnet: modeling_promptnet.PromptNet | ModelMixin | None,  # the latter of another repository's code
         image_encoder: CLIPVisionModel | None = None,
         feature_extractor: CLIPImageProcessor | None = None,
+        controlnet: ControlNetModel | MultiControlNetModel | list[ControlNetModel] | None = None,
         placeholder: str = "S*",
         placeholder_alias: str | None = None,
         force_zeros_for_empty_prompt: bool = True,
@@ -135,6 +145,7 @@ class ProFusionXLPipeline(StableDiffusionXLLoraLoaderMixin, pipeline_profusion.P
             promptnet=promptnet,
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
+            controlnet=controlnet,
         )
         self._assemble(
             components,

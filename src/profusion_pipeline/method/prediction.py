@@ -3,6 +3,7 @@
 Letters in shapes: B pictures, K references of all pictures together, L pseudo words, T tokens.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from . import (
     adapters,
     concept_loader,
+    control,
     fusion_sampling,
     guidance_rows,
     guidance_scales,
@@ -34,7 +36,6 @@ class CallState:
         words: Learnt words in place of S*, where a picture has them.
         concepts: Whose each picture is.
         models: UNet, PromptNet and text encoders, by the names of the pipeline's components.
-        compiled: Whether any of these is compiled.
         cross_attention_kwargs: What the UNet's attention processors take.
         lora_scale: Of the text encoders' LoRA, on top of `set_adapters`.
         added: What Stable Diffusion XL's UNet reads beside the time; else None.
@@ -50,10 +51,14 @@ class CallState:
     words: guidance_rows.WordRows | None = None
     concepts: concept_loader.CallConcepts
     models: dict[str, torch.nn.Module]
-    compiled: bool
     cross_attention_kwargs: dict[str, Any] | None
     lora_scale: float
     added: xl_conditions.AddedConditions | None = None
+
+    @functools.cached_property
+    def compiled(self) -> bool:
+        """Whether any of the models is compiled."""
+        return any(map(adapters.is_compiled, self.models.values()))
 
     @property
     def text_encoders(self) -> list[torch.nn.Module]:
@@ -156,6 +161,7 @@ def predict(
     latents: torch.Tensor,
     t: torch.Tensor,
     subject: SharedSubject,
+    controlled: control.Control | None = None,
 ) -> torch.Tensor:
     """The guided model output at (x_t, t): one UNet call for all rows, after one PromptNet call for all S*.
 
@@ -165,6 +171,7 @@ def predict(
         latents: x_t, variance-preserving, as the UNet reads it. [B, C, h, w]
         t: The timestep.
         subject: S* that predictions of the call share.
+        controlled: ControlNets that count at this step; one call of theirs for all rows, before the UNet's.
 
     Returns:
         Of the UNet's prediction type. [B, C, h, w]
@@ -185,7 +192,10 @@ def predict(
             words_pooled=None if words is None else _mixed_pooled(state, rows, words.pooled, words.owner),
             subject_pooled=pooled,
         )
-    inputs = (state, latents[rows.owner], t, text_states, added)
+    x_t, residuals = latents[rows.owner], None
+    if controlled is not None:
+        residuals = controlled.residuals(x_t, t, text_states, added, rows.owner, rows.num_null)
+    inputs = (state, x_t, t, text_states, added, residuals)
     with adapters.computed_by(rows.unet_adapters, compiled=state.compiled):
         output = _unet_output(state.models["unet"], *inputs, rows.base_rows)
     if rows.base_rows is not None:
@@ -209,20 +219,25 @@ def _unet_output(
     t: torch.Tensor,
     text_states: torch.Tensor,
     added: dict[str, torch.Tensor] | None,
+    residuals: control.Residuals | None,
     numbers: torch.Tensor | None,
 ) -> torch.Tensor:
     """What a UNet makes of all rows, or of those with some numbers. [rows, C, h, w]"""
     if numbers is not None:
         latents, text_states = latents[numbers], text_states[numbers]
         added = added and {name: tensor[numbers] for name, tensor in added.items()}
+        residuals = residuals and control.of_rows(residuals, numbers)
         if not len(numbers):
             return latents
+    down, middle = residuals or (None, None)
     return unet(
         latents,
         t,
         encoder_hidden_states=text_states,
         cross_attention_kwargs=state.cross_attention_kwargs,
         added_cond_kwargs=added,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
         return_dict=False,
     )[0]
 

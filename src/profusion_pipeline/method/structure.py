@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 from PIL import Image
@@ -29,8 +30,8 @@ class Structure:
     """Pictures that a call begins with, read and checked.
 
     Args:
-        pictures: RGB, one for each prompt, the same object where prompts share it; none where there is no picture.
-        masks: Grey, of the pictures' sizes, light where they are drawn anew; none where all of it is.
+        pictures: RGB, one for each prompt, the same object where prompts share it; none where none is looked at.
+        masks: Grey, of the pictures' sizes, light where they are drawn anew; none where all of them is.
 
     Example:
         >>> Structure().pictures
@@ -45,9 +46,9 @@ def read(
     init_image: reference_images.Reference | list | None,
     mask_image: reference_images.Reference | list | None,
     num_prompts: int,
-    *,
     strength: float,
     latents: torch.Tensor | None,
+    scheduler: SchedulerMixin,
 ) -> Structure:
     """Read what a call is given to begin with.
 
@@ -57,17 +58,20 @@ def read(
         num_prompts: P.
         strength: Of the call. At 1 it begins with noise, and without a mask the picture isn't looked at.
         latents: Of the call: its initial noise; below a strength of 1 they would be a second beginning.
+        scheduler: Of the call. It must have an ᾱ, for a mask.
 
     Returns:
         The pictures and masks, or nothing.
 
     Raises:
         TypeError: They are nothing that makes a picture.
-        ValueError: One can't be read, a mask has another size, there is a mask alone, or there are two beginnings.
+        ValueError: One can't be read, a mask has another size, there is a mask alone, there are two beginnings, or
+            the scheduler has no ᾱ.
 
     Example:
-        >>> photo = Image.new("RGB", (64, 64))
-        >>> len(read(photo, Image.new("L", (64, 64)), 2, strength=1.0, latents=None).masks)
+        >>> from diffusers import DDIMScheduler
+        >>> photo, mask = Image.new("RGB", (64, 64)), Image.new("L", (64, 64))
+        >>> len(read(photo, mask, 2, 1.0, None, DDIMScheduler()).masks)
         2
     """
     if init_image is None:
@@ -83,7 +87,8 @@ def read(
     if mask_image is None:
         if strength == 1:
             logger.warning("`init_image` isn't looked at where `strength` is 1 and there is no `mask_image`.")
-        return Structure(pictures)
+        return Structure(pictures if strength < 1 else ())
+    noise_levels.check_keeps(scheduler)
     masks = _read_each("mask_image", mask_image, num_prompts, mask_picture.load_mask)
     for picture, mask in zip(pictures, masks, strict=True):
         if picture.size != mask.size:
@@ -127,11 +132,44 @@ def mask_cells(masks: tuple[Image.Image, ...], height: int, width: int, grid: tu
     return torch.nn.functional.interpolate(pixels, size=grid, mode="area") >= 0.5  # [P, 1, h, w]
 
 
+def keep(
+    masks: tuple[Image.Image, ...],
+    size: tuple[int, int],
+    clean: torch.Tensor | None,
+    noise: torch.Tensor,
+    scheduler: SchedulerMixin,
+    begin: int,
+) -> "KeptParts":
+    """What masks keep in a call.
+
+    Args:
+        masks: Of P prompts, or none.
+        size: Height and width of the pictures.
+        clean: x_0 of each picture; not read without masks. [B, C, h, w]
+        noise: ε that the call begins with. [B, C, h, w]
+        scheduler: With its timesteps set.
+        begin: Which of them is the call's first.
+
+    Returns:
+        What is put back after every step.
+
+    Example:
+        >>> latents = torch.zeros(1, 4, 8, 8)
+        >>> keep((), (64, 64), None, latents, None, 0).put_back(latents, 0) is latents
+        True
+    """
+    if not masks:
+        return KeptParts()
+    drawn = mask_cells(masks, *size, noise.shape[-2:])  # [P, 1, h, w]
+    drawn = drawn.to(clean.device).repeat_interleave(len(noise) // len(drawn), dim=0)  # [B, 1, h, w]
+    return KeptParts(clean, noise.to(clean), drawn, noise_levels.state_levels(scheduler, begin))
+
+
 class KeptParts:
     """What of a picture stays as it is: put back after every step, at the noise level that the step has reached.
 
     Args:
-        clean: x_0 of each picture. [B, C, h, w]
+        clean: x_0 of each picture; None, as all others, where nothing is kept. [B, C, h, w]
         noise: ε that the call begins with. [B, C, h, w]
         drawn: Where it is drawn anew. [B, 1, h, w]
         levels: At every loop index and after the last one, of `noise_levels.state_levels`.
@@ -146,10 +184,10 @@ class KeptParts:
 
     def __init__(
         self,
-        clean: torch.Tensor,
-        noise: torch.Tensor,
-        drawn: torch.Tensor,
-        levels: list[noise_levels.StateLevel | None],
+        clean: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        drawn: torch.Tensor | None = None,
+        levels: list[noise_levels.StateLevel | None] | None = None,
     ):
         self._clean, self._noise, self._drawn, self._levels = clean, noise, drawn, levels
         self._noised: tuple[int, torch.Tensor] | None = None  # of the level asked for last: fusion steps stay at one
@@ -164,7 +202,7 @@ class KeptParts:
         Returns:
             The state with the picture in it. [B, C, h, w]
         """
-        level = self._levels[index]
+        level = self._levels[index] if self._levels else None
         if level is None:
             return latents
         if self._noised is None or self._noised[0] != index:
