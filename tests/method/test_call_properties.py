@@ -27,6 +27,9 @@ SCALES = (
     "guidance_rescale",
     "eta",
     "strength",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
 )
 COUNTS = ("num_fusion_steps", "subject_every", "num_images_per_prompt", "num_inference_steps")
 ODD = st.sampled_from([None, True, "7", [], [3.0], {}, 1j, math.nan, math.inf, -1.0, 1e38, 10**400, b"1", object()])
@@ -55,6 +58,7 @@ SUBJECTS = st.sampled_from(
         3,
     ]
 )
+PICTURES = st.sampled_from([None, picture(), np.ones((20, 30)), [picture()] * 2, "nowhere.png", 3, []])
 ARGUMENTS = {
     **{name: NUMBERS | ODD for name in SCALES},
     **{name: WHOLE | ODD for name in COUNTS},
@@ -63,6 +67,9 @@ ARGUMENTS = {
     "class_prompt": TEXTS,
     "negative_prompt": TEXTS,
     "image": st.sampled_from([None, picture(), [picture(), picture(1)], "nowhere.png", 3, []]),
+    "init_image": PICTURES,
+    "mask_image": PICTURES,
+    "control_image": PICTURES,
     "image_weights": st.sampled_from([None, [1.0], [0.0], [1.0, np.float64(2)], "a", [math.nan]]),
     "height": st.sampled_from([None, 16, np.int64(32), 20, 10**6, -16, 16.0]),
     "latents": TENSORS,

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "id_embeds": "`subject` takes what `encode_subject` made of a photo",
     "prompt_2": "every text encoder reads `prompt`",
     "negative_prompt_2": "every text encoder reads `negative_prompt`",
+    "padding_mask_crop": "cut the picture and its mask before the call",
+    "guess_mode": "every row of a prediction goes through the ControlNet with its own text",
     "clip_skip": "PromptNet learnt its words for one layer of the text encoder",
     "timesteps": "the scheduler's own settings hold",
     "sigmas": "the scheduler's own settings hold",
