@@ -1,5 +1,6 @@
 """The app on a tiny pipeline, served on this machine for as long as a block lasts."""
 
+import gc
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from profusion_pipeline.app.page import build_page
 from profusion_pipeline.app.serve import launch_settings
 from profusion_pipeline.app.studio import Studio
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio isn't installed: the extra `app`")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or find_spec("playwright") is None, reason="there is no Chromium, or no playwright to drive it"
@@ -40,6 +41,7 @@ def serving(studio: Studio, uploads: Path) -> Iterator[str]:
         os.environ.pop("GRADIO_TEMP_DIR")
         if before is not None:
             os.environ["GRADIO_TEMP_DIR"] = before
+        gc.collect()  # Gradio leaves event loops open: Python says so now, and not in the middle of another test
 
 
 def values(**changed) -> list:

@@ -1,19 +1,31 @@
+import json
+from pathlib import Path
+
 import pytest
 
-from profusion_pipeline.app.balance import FRONTIER, Balance, balance
+from profusion_pipeline.app.balance import FROM_CONCEPT, FROM_PHOTO, Balance, balance
+
+FRONTIERS = Path(__file__).parents[2] / "docs" / "frontiers"
+KINDS = pytest.mark.parametrize(
+    ("learnt", "points", "measured"), [(False, FROM_PHOTO, "promptnet"), (True, FROM_CONCEPT, "sampling")]
+)
 
 
-def test_the_slider_passes_through_every_point():
-    assert [balance(number / (len(FRONTIER) - 1)) for number in range(len(FRONTIER))] == list(FRONTIER)
+@KINDS
+def test_the_slider_moves_along_what_was_measured(learnt, points, measured):
+    grid = json.loads((FRONTIERS / f"{measured}.json").read_text(encoding="utf-8"))["grid"]
+    assert all(list(point) in grid for point in points)
+    assert [balance(number / (len(points) - 1), learnt=learnt) for number in range(len(points))] == list(points)
+
+
+@KINDS
+def test_from_the_prompt_to_the_person(learnt, points, measured):
+    shares = [one.guidance_scale / one.class_guidance_scale for one in points]
+    assert shares == sorted(shares)
 
 
 def test_between_two_points_lies_their_middle():
-    assert balance(0.125) == Balance(1.575, 5.0)
-
-
-def test_from_the_prompt_to_the_person():
-    shares = [one.guidance_scale / one.class_guidance_scale for one in FRONTIER]
-    assert shares == sorted(shares)
+    assert balance(0.25, learnt=True) == Balance(2.2, 5.0)
 
 
 @pytest.mark.parametrize(("position", "error"), [(-0.1, ValueError), (1.01, ValueError), ("half", TypeError)])

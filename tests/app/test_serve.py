@@ -1,5 +1,6 @@
 """Who may open the page, and what is left of it."""
 
+import gc
 import os
 
 import pytest
@@ -10,6 +11,13 @@ from profusion_pipeline.app import page, serve
 from profusion_pipeline.app.uploads import Limits
 
 pytestmark = pytest.mark.filterwarnings("default")  # of Gradio and what it brings
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open():
+    """Gradio leaves event loops open: Python says so now, and not in the middle of another test."""
+    yield
+    gc.collect()
 
 
 def test_without_gradio_one_sentence_says_so(monkeypatch):

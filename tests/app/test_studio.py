@@ -28,7 +28,7 @@ def test_what_is_drawn_is_what_the_call_gives(studio):
     assert [(step.done, step.total, step.text) for step in steps] == [(1, 2, "step 1 of 2"), (2, 2, "step 2 of 2")]
     assert steps[0].preview.size == (256, 128)
     assert isinstance(drawn, Drawn) and drawn.prompts == ["a photo of S*", "S* on the beach"] and not drawn.stopped
-    call = dict(image=photo(), class_noun="man", guidance_scale=2.5, class_guidance_scale=5.0, num_fusion_steps=0)
+    call = dict(image=photo(), class_noun="man", guidance_scale=5.0, class_guidance_scale=3.75, num_fusion_steps=0)
     both = studio.pipe(
         drawn.prompts,
         num_inference_steps=2,
@@ -36,7 +36,7 @@ def test_what_is_drawn_is_what_the_call_gives(studio):
         **call,
     ).images
     assert [one.tobytes() for one in drawn.pictures] == [one.tobytes() for one in both]
-    assert drawn.settings[1].startswith("seed 4, guidance_scale 2.5, class_guidance_scale 5,")
+    assert drawn.settings[1].startswith("seed 4, guidance_scale 5, class_guidance_scale 3.75,")
     record = drawn.records[1]
     assert (record["seed"], record["prompt"], record["batch"]["number"]) == (4, "S* on the beach", 1)
     assert record["settings"]["class_noun"] == "man" and record["references"][0]["source"] == "local"
@@ -53,7 +53,7 @@ def test_without_a_seed_one_is_drawn_and_said(studio):
 def test_two_photos_are_one_person(studio):
     both = Who(photos=[photo(), photo(24)], class_noun="man")
     *_, drawn = studio.draw(both, "S*", Settings(num_inference_steps=2, seed=0), Event())
-    call = dict(guidance_scale=2.5, class_guidance_scale=5.0, num_fusion_steps=0, class_noun="man")
+    call = dict(guidance_scale=5.0, class_guidance_scale=3.75, num_fusion_steps=0, class_noun="man")
     assert drawn.pictures[0].tobytes() == alone(studio.pipe, "S*", 0, image=[photo(), photo(24)], **call).tobytes()
 
 

@@ -114,7 +114,6 @@ def test_the_customize_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 @needs_demo_model
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "customize"])
 def test_the_other_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch):
     assert run_notebook(name, monkeypatch, tmp_path)["pipe"]

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from ..common.open_pipeline import DEMO
+from ..customization.captioning import describe_photo
+from ..customization.config import CustomizeConfig
+from ..demo import DEMO_CAPTIONS
 from ..method.concept_file import Concept
 from ..method.faces import crop_face as cut_face
 from .studio import Settings, Studio, Who
@@ -85,6 +90,32 @@ def read_inputs(
     seed = None if seed is None or seed < 0 else seed
     settings = Settings(position=position, scales=scales, seed=seed, side=side or None, **whole)
     return Who(**who), prompts, settings
+
+
+def suggest_caption(who: Who, device: torch.device | str = "cpu") -> str:
+    """What is in the first photo beside the person, as a captioning model sees it; of the demo's portraits it is known.
+
+    Args:
+        who: Whose photo.
+        device: Where the model computes.
+
+    Returns:
+        A caption, to be read and mended before anything is learnt with it.
+
+    Raises:
+        ValueError: There is no photo.
+        OSError: The captioning model is neither here nor to be had.
+
+    Example:
+        >>> from profusion_pipeline.demo import demo_portraits
+        >>> suggest_caption(Who(photos=demo_portraits()[1:2], source="demo:2"))
+        'wearing an orange hoodie, on a pink background, smiling'
+    """
+    if not who.photos:
+        raise ValueError("A caption is of a photo: choose a portrait or upload one.")
+    if who.source.startswith(f"{DEMO}:"):
+        return DEMO_CAPTIONS[int(who.source.split(":")[1]) - 1]
+    return describe_photo(who.photos[0], CustomizeConfig.captioner, device=device)
 
 
 def read_axes(*given: tuple[str, str]) -> dict[str, list[float]]:

@@ -183,7 +183,9 @@ def show_customising(one: Step | Customised) -> tuple[str, str, str, str, Concep
         return progress(one.done, one.total, one.text, one.preview), curve, "", "", None
     link = download(one.concept.to_bytes(), "concept.safetensors", "Save the concept's file")
     pictures = data_image(one.grid._repr_png_())
-    return repr(one.concept), loss_curve(one.losses), pictures, link, one.concept
+    concept = one.concept
+    learnt = f"Learnt: {concept.steps} steps, loss {concept.loss:.4f}, {concept.num_bytes / 1e6:.2f} MB."
+    return f"{learnt} S* is this concept now, and Draw draws it.", loss_curve(one.losses), pictures, link, one.concept
 
 
 def show_comparison(one: Step | PictureGrid) -> tuple[str, str]:

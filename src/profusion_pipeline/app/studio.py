@@ -95,7 +95,7 @@ class Settings:
         side: Of a picture in pixels; None for the model's own.
 
     Example:
-        >>> Settings(position=0.75).call()["guidance_scale"]
+        >>> Settings(position=1.0).call(learnt=True)["guidance_scale"]
         3.75
     """
 
@@ -106,15 +106,18 @@ class Settings:
     seed: int | None = None
     side: int | None = None
 
-    def call(self) -> dict[str, Any]:
+    def call(self, *, learnt: bool = False) -> dict[str, Any]:
         """What the pipeline's call is given.
+
+        Args:
+            learnt: Whether the person is a concept.
 
         Returns:
             Arguments.
         """
         size = {} if self.side is None else {"height": self.side, "width": self.side}
         steps = {"num_fusion_steps": self.num_fusion_steps, "num_inference_steps": self.num_inference_steps}
-        return balance(self.position)._asdict() | self.scales | steps | size
+        return balance(self.position, learnt=learnt)._asdict() | self.scales | steps | size
 
 
 class Step(NamedTuple):
@@ -229,7 +232,7 @@ class Studio:
         Raises:
             ValueError: A setting is out of its range, or the pipeline refuses something.
         """
-        prompts, seed, call = self._asked(text, settings)
+        prompts, seed, call = self._asked(text, settings, learnt=who.concept is not None)
 
         def work(say) -> None:
             with self._subject(who) as subject:
@@ -266,11 +269,11 @@ class Studio:
         config = CustomizeConfig(**{name: value for name, value in given.items() if value not in (None, "")})
         if config.steps > self.limits.learning_steps:
             raise ValueError(f"There may be at most {self.limits.learning_steps} steps, got {config.steps}.")
-        prompts, seed, call = self._asked(text, settings)
+        prompts, seed, asked = self._asked(text, settings, learnt=False)
 
         def work(say) -> None:
             with self._subject(who) as subject:
-                before = self._pictures(prompts, seed, call | subject, say, stop, "before: step")
+                before = self._pictures(prompts, seed, asked | subject, say, stop, "before: step")
             if stop.is_set():
                 raise Stopped("Stopped before anything was learnt.")
             losses = []
@@ -283,6 +286,7 @@ class Studio:
                         break
                 concept = run.concept()
             with self._subject(Who(concept=concept)) as subject:
+                call = self.settings | settings.call(learnt=True)
                 after = self._pictures(prompts, seed, call | subject, say, Event(), "after: step")
             say(Customised(concept, losses, PictureGrid([before, after], ["before", "after"], prompts)))
 
@@ -307,7 +311,7 @@ class Studio:
             ValueError: A setting is out of its range, there are too many pictures, or the pipeline refuses something.
             Stopped: The visitor stopped it.
         """
-        prompts, seed, call = self._asked(prompt, settings)
+        prompts, seed, call = self._asked(prompt, settings, learnt=who.concept is not None)
         count = math.prod(map(len, axes.values()))
         if count > self.limits.cells:
             raise ValueError(f"There may be at most {self.limits.cells} pictures in a grid, got {count}.")
@@ -326,12 +330,12 @@ class Studio:
 
         yield from following(work, stop)
 
-    def _asked(self, text: str, settings: Settings) -> tuple[list[str], int, dict[str, Any]]:
+    def _asked(self, text: str, settings: Settings, *, learnt: bool) -> tuple[list[str], int, dict[str, Any]]:
         """Prompts, seed and scales, once they are known to be within the limits."""
         prompts = self.prompts_of(text)
         self._check(settings)
         seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-        return prompts, seed, self.settings | settings.call()
+        return prompts, seed, self.settings | settings.call(learnt=learnt)
 
     def _check(self, settings: Settings) -> None:
         limits = self.limits
