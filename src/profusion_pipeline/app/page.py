@@ -189,17 +189,17 @@ def _inputs(gr: Any, studio: Studio) -> tuple[list, list, Any, Any]:
     limits = studio.limits
     faces = [str(number) for number in range(1, len(studio.portraits) + 1)]
     source = gr.Radio([PORTRAIT, PHOTOS, CONCEPT], value=PORTRAIT, label="Who is S*?", elem_id="source")
-    with gr.Group() as of_portrait:
+    with gr.Column() as of_portrait:
         strip = "".join(markup.image(portrait, 72) for portrait in studio.portraits)
         gr.HTML(f'<div style="display:flex;gap:8px">{strip}</div>')
         portrait = gr.Radio(faces, value=faces[0], label="Portrait", elem_id="portrait")
-    with gr.Group(visible=False) as of_photos:
+    with gr.Column(visible=False) as of_photos:
         label = f"Up to {limits.photos} photos of one person"
         photos = gr.File(label=label, file_count="multiple", height=140, elem_id="photos")
-        webcam = gr.Image(label="Webcam", sources=["webcam"], type="filepath", height=160)
+        webcam = gr.Image(label="Webcam", sources=["webcam"], type="filepath", height=220)
         crop = gr.Checkbox(False, label="Cut photos to the face", info=CROP_HELP, elem_id="crop-face")
         noun = gr.Textbox(studio.class_noun, label="What S* is", info="woman, man, a person, dog ...")
-    with gr.Group(visible=False) as of_concept:
+    with gr.Column(visible=False) as of_concept:
         concept = gr.File(label="A concept's file", file_types=[".safetensors"], height=140, elem_id="concept-file")
         shown = gr.HTML("Or make one under Customise.", elem_id="concept-shown")
     prompts = gr.Textbox(PROMPTS, label="Prompts, one a line", lines=3, elem_id="prompts")
