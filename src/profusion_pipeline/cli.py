@@ -25,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words after `profusion`; None takes those of the process.
+        argv: The arguments after `profusion`; None takes those of the process.
 
     Returns:
         0 if it worked, 1 if it failed (one sentence on stderr; with `PROFUSION_DEBUG=1` in the environment the
         exception itself).
 
     Raises:
-        SystemExit: 2 for words that argparse refuses, 0 after `--help`.
+        SystemExit: 2 for arguments that argparse refuses, 0 after `--help`.
 
     Example:
         >>> main(["generate", "--model", "demo", "--image", "missing.png", "--prompt", "S*", "--out", "x.png"])

@@ -1,4 +1,4 @@
-"""What each command of `profusion` does with the words that it was given; `cli.py` says which words there are.
+"""What each command of `profusion` does with its arguments; `cli.py` says which there are.
 
 Models, torch and Pillow are imported inside the functions that need them, so that `--help` is instant.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .common.flags import Flag, flags_of_dataclass, flags_of_function, given_flags
-from .common.launcher import chosen_place, launched_precision
+from .common.launcher import chosen_device, launched_precision
 from .customization.config import AUTO, CustomizeConfig
 from .evaluation.config import EvaluationConfig
 from .generate import draw
@@ -23,7 +23,7 @@ Config = TypeVar("Config", TrainingConfig, CustomizeConfig, EvaluationConfig)
 
 
 def config_of(args: argparse.Namespace, kind: type[Config]) -> Config:
-    """The settings that the words of `profusion train`, `customize` or `evaluate` stand for.
+    """The settings that the arguments of `profusion train`, `customize` or `evaluate` stand for.
 
     Args:
         args: What the parser made of them.
@@ -33,12 +33,12 @@ def config_of(args: argparse.Namespace, kind: type[Config]) -> Config:
         The config; its own defaults stand wherever no flag was given.
 
     Raises:
-        SystemExit: 2, if a number is out of range or words contradict each other.
+        SystemExit: 2, if a number is out of range or arguments contradict each other.
 
     Example:
         >>> from profusion_pipeline.cli import build_parser
-        >>> words = ["customize", "--model", "demo", "--image", "me.png", "--out", "my-concept", "--steps", "50"]
-        >>> config_of(build_parser().parse_args(words), CustomizeConfig).steps
+        >>> typed = ["customize", "--model", "demo", "--image", "me.png", "--out", "my-concept", "--steps", "50"]
+        >>> config_of(build_parser().parse_args(typed), CustomizeConfig).steps
         50
     """
     given = given_flags(args, flags_of_dataclass(kind))
@@ -55,7 +55,7 @@ def publishing_flags(function: str) -> list[Flag]:
         function: `export_pipeline`, or `push_pipeline`, which refers to it for what both take.
 
     Returns:
-        The flags; source and destination are words without one.
+        The flags; source and destination have none.
 
     Example:
         >>> [flag.name for flag in publishing_flags("push_pipeline")][-3:]
@@ -63,8 +63,8 @@ def publishing_flags(function: str) -> list[Flag]:
     """
     shared = {flag.name: flag for flag in flags_of_function(PACKAGE / "publishing" / "export.py", "export_pipeline")}
     flags = flags_of_function(PACKAGE / "publishing" / "export.py", function)
-    words = ("source", "target", "repo_id", "force")
-    return [shared.get(flag.name, flag) for flag in flags if flag.name not in words]
+    positional = ("source", "target", "repo_id", "force")
+    return [shared.get(flag.name, flag) for flag in flags if flag.name not in positional]
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -122,7 +122,7 @@ def _customize(args: argparse.Namespace) -> None:
     photos = [load_photo(file, name="--image") for file in args.image]
     for file in args.mask or ():  # read again with its photo, as it is: transparent, or of numbers too dark to see
         load_picture(file, name="--mask")
-    pipe = load_pipeline(args.model, **chosen_place(args.device, args.dtype, mixed=True))
+    pipe = load_pipeline(args.model, **chosen_device(args.device, args.dtype, mixed=True))
     for prompt in args.sample_prompts or ():
         find_placeholder(prompt, pipe.config.placeholder)
     concept = customize(pipe, photos, config, mask=args.mask, warn=lambda text: print(text, file=sys.stderr))
@@ -152,8 +152,8 @@ def _customize(args: argparse.Namespace) -> None:
 def _app(args: argparse.Namespace) -> None:
     from .app.serve import open_app
 
-    place = chosen_place(args.device, args.dtype)
-    open_app(args.model, **place, share=args.share, port=args.port, allow_remote=args.allow_remote)
+    where = chosen_device(args.device, args.dtype)
+    open_app(args.model, **where, share=args.share, port=args.port, allow_remote=args.allow_remote)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -161,7 +161,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from .evaluation.study import evaluate_folder
 
-    for line in evaluate_folder(config, **chosen_place(args.device, args.dtype)):
+    for line in evaluate_folder(config, **chosen_device(args.device, args.dtype)):
         print(line, flush=True)
 
 

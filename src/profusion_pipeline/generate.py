@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .common.flags import Flag, flags_of_function, given_flags
-from .common.launcher import chosen_place
+from .common.launcher import chosen_device
 from .method.checks import check_characters
 from .method.whole_files import shown_path
 
@@ -77,19 +77,19 @@ class Work:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Do what the words of `profusion generate` say.
+    """Do what the flags of `profusion generate` say.
 
     Args:
         args: What the parser made of them.
 
     Raises:
-        SystemExit: 2, if words are missing or contradict each other.
+        SystemExit: 2, if flags are missing or contradict each other.
         Exception: What the pipeline, the pictures and the files say.
 
     Example:
         >>> from profusion_pipeline.cli import build_parser
-        >>> words = "generate --model demo --image demo --num-inference-steps 2 --out me.png --prompt"
-        >>> draw(build_parser().parse_args([*words.split(), "a pencil sketch of S*"]))
+        >>> typed = "generate --model demo --image demo --num-inference-steps 2 --out me.png --prompt"
+        >>> draw(build_parser().parse_args([*typed.split(), "a pencil sketch of S*"]))
         me.png
     """
     from .common.picture_files import output_paths, write_pictures
@@ -156,13 +156,13 @@ def _work_again(args: argparse.Namespace) -> Work:
     if not (images or concepts or learnt):
         images = [each.get("source") for each in old.get("references", [])]
         concepts = [old["concept"].get("source")] if "concept" in old else []
-    learnt_places = {
+    learnt_sources = {
         "--lora": (learnt or {}).get("loras", []),
         "--textual-inversion": (learnt or {}).get("textual_inversions", []),
     }
-    sources = {"--image": images, "--concept": concepts, **learnt_places, "--model": [model]}
-    for flag, places in sources.items():
-        if any(place == LOCAL or not isinstance(place, str) for place in places):
+    sources = {"--image": images, "--concept": concepts, **learnt_sources, "--model": [model]}
+    for flag, given in sources.items():
+        if any(source == LOCAL or not isinstance(source, str) for source in given):
             args.refuse(f"{flag} must be given, because a picture doesn't say where what it was made with lies")
     if not (images or concepts or learnt):
         _refuse_one_without_the_other(args)
@@ -251,9 +251,9 @@ def _learnt_again(old: dict[str, Any], typed: dict[str, Any] | None) -> dict[str
     said = old.get("learnt")
     if not said:
         return typed
-    places = {kind: [part.get("source") for part in said.get(kind, [])] for kind in ("loras", "textual_inversions")}
-    words = {name: said.get(name) for name in ("words", "class_noun", "scales")}
-    return words | places | {name: value for name, value in (typed or {}).items() if value}
+    sources = {kind: [part.get("source") for part in said.get(kind, [])] for kind in ("loras", "textual_inversions")}
+    named = {name: said.get(name) for name in ("words", "class_noun", "scales")}
+    return named | sources | {name: value for name, value in (typed or {}).items() if value}
 
 
 def _check_concepts(args: argparse.Namespace, work: Work) -> None:
@@ -276,7 +276,7 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     if work.settings.get("crop_face") is not None:
         check_choice("crop_face", work.settings["crop_face"], (AUTO,))
         seen = [crop_face(photo, warn=lambda text: print(text, file=sys.stderr)) for photo in seen]
-    pipe, learnt = load_pipeline(work.model, **chosen_place(work.device, work.dtype)), None
+    pipe, learnt = load_pipeline(work.model, **chosen_device(work.device, work.dtype)), None
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
     generators = [torch.Generator().manual_seed(seed) for seed in work.seeds]
     settings = {name: value for name, value in work.settings.items() if name != "crop_face"}

@@ -7,7 +7,7 @@ import torch
 
 from profusion_pipeline.common.launcher import (
     check_launcher,
-    chosen_place,
+    chosen_device,
     launched_accumulation,
     launched_device,
     launched_precision,
@@ -153,12 +153,12 @@ def test_what_a_single_process_does_not(environment, said, message):
 
 
 def test_the_launchers_precision_is_the_dtype_of_what_is_drawn(environment):
-    assert chosen_place("cpu", None)["dtype"] == torch.float32
+    assert chosen_device("cpu", None)["dtype"] == torch.float32
     environment.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert chosen_place("cpu", None)["dtype"] == chosen_place("cpu", "bfloat16")["dtype"] == torch.bfloat16
-    assert chosen_place("cpu", None, mixed=True)["dtype"] == torch.float32
+    assert chosen_device("cpu", None)["dtype"] == chosen_device("cpu", "bfloat16")["dtype"] == torch.bfloat16
+    assert chosen_device("cpu", None, mixed=True)["dtype"] == torch.float32
     with pytest.raises(ValueError, match="`dtype` must be left out or be 'bfloat16', as the launcher says, got 'floa"):
-        chosen_place("cpu", "float16")
+        chosen_device("cpu", "float16")
 
 
 def test_what_went_wrong_is_what_torchrun_reports(environment, tmp_path):

@@ -50,7 +50,7 @@ def test_both_text_encoders_of_stable_diffusion_xl(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "place"),
+    ("source", "expected"),
     [
         ("me/dog", ("me/dog", None)),
         ("me/loras/dog.safetensors", ("me/loras", "dog.safetensors")),
@@ -58,5 +58,5 @@ def test_both_text_encoders_of_stable_diffusion_xl(tmp_path):
         ("dog.safetensors", ("dog.safetensors", None)),
     ],
 )
-def test_a_file_of_a_hub_repository(source, place):
-    assert learnt_files._place_and_file(source) == place
+def test_a_file_of_a_hub_repository(source, expected):
+    assert learnt_files._repository_and_file(source) == expected

@@ -64,7 +64,7 @@ def test_a_textual_inversion(vectors):
         latents_of(pipe, PROMPT, subject=toy, **ALONE), diffusers_latents(pipe, "a photo of <toy> on the beach")
     )
     (learnt,) = pipe._learnt_prompts([PROMPT], [toy], False)
-    assert learnt.places == range(3, 3 + vectors)
+    assert learnt.tokens == range(3, 3 + vectors)
     pipe.unload_textual_inversion()
     assert learnt_subject.is_learnt(toy) and len(pipe._learnt_prompts([PROMPT], [toy], False)) == 1
 
@@ -95,9 +95,9 @@ def test_the_words_are_scaled_in_the_fusion_stage_only(plain, monkeypatch):
     (learnt,) = plain._learnt_prompts([PROMPT], [HAT], False)
     states = plain._encode_texts([learnt.text], 1.0).states[0]
     assert torch.equal(refinement[2], states)
-    places = [place + 1 for place in learnt.places]
-    assert torch.equal(fusion[1][places], 0.25 * states[places])
-    others = [i for i in range(77) if i not in places]
+    positions = [token + 1 for token in learnt.tokens]
+    assert torch.equal(fusion[1][positions], 0.25 * states[positions])
+    others = [i for i in range(77) if i not in positions]
     assert torch.equal(fusion[1][others], states[others])
 
 
@@ -135,8 +135,8 @@ def test_long_prompts(plain):
     assert relative(ours, theirs) < CLOSE
     learnt = plain._learnt_prompts([prompt], [HAT], True)
     rows = plain._word_rows(learnt, 2, 1.0, 1)
-    first, last = learnt[0].places.start, learnt[0].places.stop - 1
-    assert rows.places.nonzero()[:, 1].tolist() == [77 + place - 75 + 1 for place in range(first, last + 1)]
+    first, last = learnt[0].tokens.start, learnt[0].tokens.stop - 1
+    assert rows.of_words.nonzero()[:, 1].tolist() == [77 + place - 75 + 1 for place in range(first, last + 1)]
     with pytest.raises(
         ValueError, match=r"`prompt` must hold the placeholder 'S\*' nearer .*, got 'sks hat' at tokens"
     ):

@@ -14,16 +14,19 @@ def test_one_encoder_is_read_as_it_is(pipe):
 
 def test_with_a_subject_in_it(pipe):
     tokens = subject_prompt.tokenize_subject_prompts(pipe.tokenizer, ["S*"], placeholder="S*", num_subject_tokens=1)
-    words = torch.randn(1, 1, TEXT_WIDTH)
-    expected = subject_prompt.encode_subject_prompts(pipe.text_encoder, *tokens, words)
-    output = text_encoders.encode_ids([pipe.text_encoder], tokens[0], positions=tokens[1], words=words)
+    embeds = torch.randn(1, 1, TEXT_WIDTH)
+    expected = subject_prompt.encode_subject_prompts(pipe.text_encoder, *tokens, embeds)
+    output = text_encoders.encode_ids([pipe.text_encoder], tokens[0], positions=tokens[1], subject_embeds=embeds)
     assert torch.equal(output.states, expected)
 
 
 def test_a_subject_of_another_width(pipe):
     with pytest.raises(ValueError, match="S\\* must be as wide as the text encoders together, 32, got 7"):
         text_encoders.encode_ids(
-            [pipe.text_encoder], torch.zeros(1, 77).long(), positions=torch.tensor([1]), words=torch.zeros(1, 1, 7)
+            [pipe.text_encoder],
+            torch.zeros(1, 77).long(),
+            positions=torch.tensor([1]),
+            subject_embeds=torch.zeros(1, 1, 7),
         )
 
 

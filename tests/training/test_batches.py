@@ -165,7 +165,7 @@ def test_a_stream_gives_the_same_batches_with_workers_and_without(tmp_path, prep
     for ours, theirs in zip(*(source.batches(NUMBERS) for source in sources), strict=True):
         assert_same(ours, theirs)
         assert torch.equal(ours.mean, ours.reference_latents)
-    assert streams[0].place(9) == streams[1].place(9)
+    assert streams[0].bookmark(9) == streams[1].bookmark(9)
 
 
 def test_flips_mirror_target_and_reference_alike(folder, preprocessing, encoders):

@@ -106,25 +106,25 @@ def test_a_stream_goes_on_from_every_place(data, shuffle_buffer, request):
     dataset = open_picture_stream(str(request.getfixturevalue(data)))
     running = PictureStream(dataset, seed=0, shuffle_buffer=shuffle_buffer)
     samples = running.samples([n] for n in range(42))
-    places, whole = [running.place(0)], []
+    places, whole = [running.bookmark(0)], []
     for number in range(1, 43):
         whole += names(next(samples))
-        places.append(running.place(number))
+        places.append(running.bookmark(number))
     for number, place in enumerate(places[:30]):
         for begin in (number, number + 6):  # resumed once, and once more
             resumed = PictureStream(dataset, seed=0, shuffle_buffer=shuffle_buffer)
             resumed.go_to(json.loads(json.dumps(place)))
             assert taken(resumed, 6, first=begin) == whole[begin : begin + 6]
-            place = resumed.place(begin + 6)
+            place = resumed.bookmark(begin + 6)
 
 
 def test_what_was_read_ahead_does_not_move_the_place(shards):
     ahead = stream(shards)
     whole = taken(ahead, 30)  # as workers do
     resumed = stream(shards)
-    resumed.go_to(ahead.place(7))
+    resumed.go_to(ahead.bookmark(7))
     assert taken(resumed, 20, first=7) == whole[7:27]
-    resumed.go_to(resumed.place(13))  # resumed twice
+    resumed.go_to(resumed.bookmark(13))  # resumed twice
     assert taken(resumed, 10, first=13) == whole[13:23]
 
 
@@ -143,7 +143,7 @@ def test_processes_share_every_batch_that_one_would_read(shards, num_processes):
             together.append([names(batch) for batch in share.samples(itertools.islice(numbers, 3))])
         batches = zip(*together, strict=True)
         assert [n for batch in batches for share in batch for n in share] == whole[step * width : (step + 3) * width]
-        place = shares[0].place(later * width)
+        place = shares[0].bookmark(later * width)
 
 
 def test_pictures_are_those_of_the_shards(shards):

@@ -48,7 +48,9 @@ def test_the_loss_reads_both_text_encoders_the_pooled_text_and_the_sizes():
         prediction_type="epsilon",
         sizes=whole_picture(16, 16),
     )
-    text = encode_ids(readers, ids.expand(2, -1, -1), positions=positions.expand(2), words=result.subject_embeds)
+    text = encode_ids(
+        readers, ids.expand(2, -1, -1), positions=positions.expand(2), subject_embeds=result.subject_embeds
+    )
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
     told = dict(text_embeds=text.pooled, time_ids=sizes)
     expected = parts["unet"](result.noisy_latents, timesteps, text.states, added_cond_kwargs=told).sample

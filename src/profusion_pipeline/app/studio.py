@@ -237,8 +237,8 @@ class Studio:
         def work(say) -> None:
             with self._subject(who) as subject:
                 pictures = self._pictures(prompts, seed, call | subject, say, stop, "step")
-            words = ", ".join(f"{name} {value:g}" for name, value in call.items())
-            described = [f"seed {seed + number}, {words}" for number in range(len(prompts))]
+            pairs = ", ".join(f"{name} {value:g}" for name, value in call.items())
+            described = [f"seed {seed + number}, {pairs}" for number in range(len(prompts))]
             records = [self._record(who, prompts, number, seed, call) for number in range(len(prompts))]
             say(Drawn(pictures, prompts, described, records, stop.is_set()))
 

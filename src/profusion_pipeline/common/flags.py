@@ -28,7 +28,7 @@ class Flag:
         many: "never": it takes one value; "always": a list of values; "too": either.
         default: The parameter's own default, or `REQUIRED`.
         help: What it means.
-        choices: The allowed words, None for any.
+        choices: The allowed values, None for any.
 
     Example:
         >>> Flag("num_steps", int, "never", default=50, help="Denoising steps.").option
@@ -230,7 +230,7 @@ def given_flags(args: argparse.Namespace, flags: Iterable[Flag]) -> dict[str, An
     """The values of those flags that were given, as the function or dataclass takes them.
 
     Args:
-        args: What the parser made of the words.
+        args: What the parser made of the command line.
         flags: The flags that it was taught.
 
     Returns:

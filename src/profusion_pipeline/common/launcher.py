@@ -201,7 +201,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def chosen_place(device: str | None, dtype: str | None, *, mixed: bool = False) -> dict[str, Any]:
+def chosen_device(device: str | None, dtype: str | None, *, mixed: bool = False) -> dict[str, Any]:
     """Where a command computes and in which dtype: what was typed, else what suits the machine.
 
     Args:
@@ -217,7 +217,7 @@ def chosen_place(device: str | None, dtype: str | None, *, mixed: bool = False) 
         ValueError: The machine has no such device, or the launcher contradicts what was typed.
 
     Example:
-        >>> chosen_place("cpu", "bfloat16")
+        >>> chosen_device("cpu", "bfloat16")
         {'dtype': torch.bfloat16, 'device': 'cpu'}
     """
     import torch

@@ -56,8 +56,8 @@ def load_learnt(
     inverted = []
     for source in textual_inversions:
         before = _vectors_of(pipe)
-        place, file = _place_and_file(source)
-        pipe.load_textual_inversion(place, weight_name=file)
+        repository, file = _repository_and_file(source)
+        pipe.load_textual_inversion(repository, weight_name=file)
         inverted.append((source, {word: vector for word, vector in _vectors_of(pipe).items() if word not in before}))
     if words is None:
         # The first vector's word stands for all of them.
@@ -65,8 +65,8 @@ def load_learnt(
     names = [f"lora-{number}" for number, _ in enumerate(loras, start=1)]
     adapted = []
     for name, source in zip(names, loras, strict=True):
-        place, file = _place_and_file(source)
-        pipe.load_lora_weights(place, weight_name=file, adapter_name=name)
+        repository, file = _repository_and_file(source)
+        pipe.load_lora_weights(repository, weight_name=file, adapter_name=name)
         adapted.append((source, _tensors_of(pipe, name)))
     subject = learnt_subject.LearntSubject(
         words, class_noun, adapter=names or None, scale=list(scales) if scales else 1.0
@@ -74,7 +74,7 @@ def load_learnt(
     return Learnt(subject, adapted, inverted)
 
 
-def _place_and_file(source: str) -> tuple[str, str | None]:
+def _repository_and_file(source: str) -> tuple[str, str | None]:
     """diffusers takes the file of a Hub repository by an argument of its own."""
     owner, _, rest = source.partition("/")
     name, _, file = rest.partition("/")

@@ -90,9 +90,10 @@ def record_of(
     unknown = sorted(settings.keys() - defaults.keys())
     if unknown:
         raise ValueError(f"`settings` must be settings of the call that can be written down, got {quote(unknown[0])}.")
-    who: dict[str, Any] = {"references": [{"source": _place(where), "hash": _hash(one)} for where, one in references]}
+    seen = [{"source": _public_source(source), "hash": _hash(one)} for source, one in references]
+    who: dict[str, Any] = {"references": seen}
     if concept is not None:
-        who = {"concept": {"source": _place(concept[0]), "hash": _hash(concept[1])}}
+        who = {"concept": {"source": _public_source(concept[0]), "hash": _hash(concept[1])}}
     if learnt is not None:
         who = {"learnt": _record_of_learnt(learnt)}
     return {
@@ -101,7 +102,7 @@ def record_of(
         "settings": {**defaults, **settings},
         **who,
         "model": {
-            "source": _place(model),
+            "source": _public_source(model),
             "hash": adapters.pipeline_hash(pipe),
             "scheduler": type(pipe.scheduler).__name__,
             "dtype": str(pipe.unet.dtype).removeprefix("torch."),
@@ -280,7 +281,7 @@ def _list_of(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _place(source: str | Path) -> str:
+def _public_source(source: str | Path) -> str:
     """The bundled model and portraits by their word, what lies on the Hub by its id, what lies here as "local"."""
     text = str(source)
     if re.fullmatch(rf"{DEMO}(:\d+)?", text):
@@ -301,7 +302,7 @@ def _record_of_learnt(learnt: learnt_files.Learnt) -> dict[str, Any]:
         "class_noun": learnt.subject.class_noun,
         "scales": [scale for _, scale in learnt.subject.adapters],
         **{
-            kind: [{"source": _place(place), "hash": _hash(tensors)} for place, tensors in parts]
+            kind: [{"source": _public_source(source), "hash": _hash(tensors)} for source, tensors in parts]
             for kind, parts in kinds.items()
         },
     }

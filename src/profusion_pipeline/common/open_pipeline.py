@@ -62,27 +62,27 @@ def load_pipeline(
     """
     # accelerate is no core dependency; without it diffusers can't load in the way that saves memory, and says so.
     saves_memory = is_accelerate_available()
-    place = pipeline_source(source)
-    fitting = pipeline_class(place)
-    return fitting.from_pretrained(place, dtype=dtype, low_cpu_mem_usage=saves_memory, **components).to(device)
+    found = pipeline_source(source)
+    fitting = pipeline_class(found)
+    return fitting.from_pretrained(found, dtype=dtype, low_cpu_mem_usage=saves_memory, **components).to(device)
 
 
-def pipeline_class(place: str) -> type[ProFusionPipeline]:
-    """The class for what lies at a place: a base of Stable Diffusion XL has its own.
+def pipeline_class(source: str) -> type[ProFusionPipeline]:
+    """The class for what lies at a source: a base of Stable Diffusion XL has its own.
 
     Args:
-        place: Folder or Hub id.
+        source: Folder or Hub id.
 
     Returns:
         `ProFusionPipeline` or `ProFusionXLPipeline`.
 
     Raises:
-        OSError: There is no pipeline at that place.
+        OSError: There is no pipeline there.
 
     Example:
         >>> pipeline_class(str(DEMO_FOLDER)).__name__
         'ProFusionPipeline'
     """
-    checks.check_place("model", place)
-    name = ProFusionPipeline.load_config(place)["_class_name"]
+    checks.check_place("model", source)
+    name = ProFusionPipeline.load_config(source)["_class_name"]
     return ProFusionXLPipeline if "XL" in name else ProFusionPipeline

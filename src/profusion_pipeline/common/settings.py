@@ -32,7 +32,7 @@ def setting(
         help: One sentence for a person: meaning, unit, effect.
         minimum: Least allowed value.
         maximum: Greatest allowed value; a billion of whole numbers if None.
-        choices: The allowed words.
+        choices: The allowed values.
         resumable: Whether a run that goes on from a checkpoint may have another value than the run that wrote it,
             because the weights it ends with do not depend on this field or plainly should.
 

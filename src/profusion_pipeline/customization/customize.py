@@ -225,8 +225,8 @@ class Customization(Learning):
         """
         target, _ = self.choose(numbers, len(self.pool.mean)).to(self.device)  # [B]
         caption = target // self.config.pool_size % len(self.positions)  # of one caption for all photos the only one
-        words = dict(input_ids=self.input_ids[caption], positions=self.positions[caption])  # [B, (2,) T], [B]
-        return super().draw_pairs(numbers, pool) | words
+        texts = dict(input_ids=self.input_ids[caption], positions=self.positions[caption])  # [B, (2,) T], [B]
+        return super().draw_pairs(numbers, pool) | texts
 
     def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
         """The loss of PromptNet's own training.
@@ -274,8 +274,8 @@ class Customization(Learning):
 
 def _captioned(config: CustomizeConfig, photos: Sequence[Image.Image], device: torch.device) -> CustomizeConfig:
     """With what a captioning model says of each photo; it is told, for it wants to be read."""
-    words = dict(leave_out=config.caption_leaves_out or PERSON_WORDS, device=device)
-    captions = tuple(describe_photo(photo, config.captioner, **words) for photo in photos)
+    options = dict(leave_out=config.caption_leaves_out or PERSON_WORDS, device=device)
+    captions = tuple(describe_photo(photo, config.captioner, **options) for photo in photos)
     for caption in captions:
         logger.warning("Customising with the caption %r; if it is wrong, give a better one.", caption)
     return dataclasses.replace(config, caption=captions[0] if len(captions) == 1 else captions)

@@ -72,7 +72,7 @@ def measure_cost(
         The cost.
 
     Example:
-        >>> measure_cost(pipe, system, "ours", setting, subject, **words).drawing_seconds  # doctest: +SKIP
+        >>> measure_cost(pipe, system, "ours", setting, subject, **learning).drawing_seconds  # doctest: +SKIP
         0.41
     """
     config = setting.config(subject.caption, class_noun=class_noun, prompt=learning_prompt, seed=0)

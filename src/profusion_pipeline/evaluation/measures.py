@@ -186,12 +186,12 @@ def get_measure(
         make = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"The metric {quote(name)} must name an attribute of a module: {brief(error)}.") from error
-    words = {"class_noun": class_noun, "placeholder": placeholder, "device": device}
+    given = {"class_noun": class_noun, "placeholder": placeholder, "device": device}
     try:
-        inspect.signature(make).bind(**words)
+        inspect.signature(make).bind(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The metric {quote(name)} must be called with {', '.join(words)}, and then be or return a "
+            f"The metric {quote(name)} must be called with {', '.join(given)}, and then be or return a "
             f"measure: {brief(error)}."
         ) from error
-    return make(**words)
+    return make(**given)

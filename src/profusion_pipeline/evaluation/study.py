@@ -81,8 +81,8 @@ def evaluate_folder(config: EvaluationConfig, *, device: str, dtype: torch.dtype
     systems = choose_systems(config)
     subjects = read_subjects(config.subjects, read_prompts(config.prompts))
     pipe = open_model(config.model, device, dtype)
-    words = dict(class_noun=config.class_noun, placeholder=pipe.config.placeholder, device=device)
-    measures = [get_measure(name, **words) for name in config.metrics]
+    shared = dict(class_noun=config.class_noun, placeholder=pipe.config.placeholder, device=device)
+    measures = [get_measure(name, **shared) for name in config.metrics]
     yield from run_study(pipe, systems, subjects, measures, config)
     if ends_in_a_report:
         yield str(_report(config))
@@ -121,7 +121,7 @@ def run_study(
     worker, workers = config.share
     if Path(config.output, "rows", f"rows-{worker}.csv").exists() and not config.resume:
         raise FileExistsError(f"{shown_path(config.output)} holds rows of a run already: --resume goes on with it.")
-    words = {"class_noun": config.class_noun, "learning_prompt": config.learning_prompt}
+    learning = {"class_noun": config.class_noun, "learning_prompt": config.learning_prompt}
     began, drawn = time.perf_counter(), 0
     for progress in evaluate(
         pipe,
@@ -130,7 +130,7 @@ def run_study(
         measures,
         plan_of(systems, config),
         config.output,
-        **words,
+        **learning,
         worker=worker,
         workers=workers,
         batch_size=config.batch_size,
@@ -147,8 +147,8 @@ def run_study(
         for cell in make_plan(
             systems, learning=shared_learning(config), captioned=config.captions, rows=config.unet_rows, questions=[1]
         ):
-            place = config.model, str(pipe.device), pipe.unet.dtype
-            cost = measure_alone(_cost, place, systems[cell.setting.system], cell, subjects[0], words)
+            opened = config.model, str(pipe.device), pipe.unet.dtype
+            cost = measure_alone(_cost, opened, systems[cell.setting.system], cell, subjects[0], learning)
             save_costs(Path(config.output, "rows"), [cost])
             yield f"{cost.system}: {cost.learning_seconds:.1f} s to learn, {cost.drawing_seconds:.2f} s a picture"
 
@@ -261,8 +261,8 @@ def shown_columns(columns: Sequence[str]) -> tuple[str, str]:
         ('clip-rn50 prompt', 'sface image')
     """
     found = []
-    for kind, words in (("texts", ("prompt",)), ("pictures of the subject", ("identity", "image"))):
-        named = [column for column in columns if column.split()[-1] in words]
+    for kind, metrics in (("texts", ("prompt",)), ("pictures of the subject", ("identity", "image"))):
+        named = [column for column in columns if column.split()[-1] in metrics]
         if not named:
             raise ValueError(f"The metrics must have one that compares with {kind}, got the scores {list(columns)}.")
         found.append(named[0])
@@ -312,5 +312,5 @@ def _report(config: EvaluationConfig) -> Path:
     return redraw(Path(config.output, "rows"), document)
 
 
-def _cost(place: tuple[str, str, torch.dtype], system: System, cell: Cell, subject: Subject, words: dict) -> Cost:
-    return measure_cost(open_model(*place), system, cell.curve, cell.setting, subject, **words)
+def _cost(opened: tuple[str, str, torch.dtype], system: System, cell: Cell, subject: Subject, learning: dict) -> Cost:
+    return measure_cost(open_model(*opened), system, cell.curve, cell.setting, subject, **learning)

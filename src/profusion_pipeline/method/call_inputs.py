@@ -300,12 +300,12 @@ def choose_size(height: Any, width: Any, subjects: Sequence, components: dict[st
         own = subjects and (height, width) == tuple(scale * side for side in sides)
         what = "The size of `subject`" if own else "`height` and `width`"
         raise ValueError(f"{what} must be multiples of {unit} and at least {smallest}, got {height} and {width}.")
-    words = 1 if promptnet is None else promptnet.num_subject_tokens(height // scale, width // scale)
+    num_subject_tokens = 1 if promptnet is None else promptnet.num_subject_tokens(height // scale, width // scale)
     room = components["tokenizer"].model_max_length
-    if words > room - 2:  # begin and end have a place each
+    if num_subject_tokens > room - 2:  # begin and end have a place each
         raise ValueError(
             f"`height` and `width` must be smaller, because S* has a word for each region of the picture and the text "
-            f"encoder reads {room} tokens, got {height} and {width} with {words} words."
+            f"encoder reads {room} tokens, got {height} and {width} with {num_subject_tokens} words."
         )
     for number, subject in enumerate(subjects):
         encoded_height, encoded_width = (scale * side for side in subject.latents.shape[-2:])

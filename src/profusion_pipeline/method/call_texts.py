@@ -29,10 +29,10 @@ class CallTexts:
 
     Args:
         null: Texts of ∅, a negative prompt for each of P prompts; None where states are given, or none at all is read.
-        of_class: Class prompts, likewise.
+        class_prompts: Class prompts, likewise.
         embeds: Given states of C and of ∅ [P, T, D], or None each.
         learnt: The prompts whose subjects are words, with these in them.
-        tokens: Of the prompts, with places for S*.
+        tokens: Of the prompts, with room for S*.
         align_with: The class prompts, where the fusion stage mixes texts.
 
     Example:
@@ -40,7 +40,7 @@ class CallTexts:
     """
 
     null: list[str] | None
-    of_class: list[str] | None
+    class_prompts: list[str] | None
     embeds: dict[str, torch.Tensor | None]
     learnt: list[learnt_subject.LearntPrompt]
     tokens: prompt_pieces.SubjectTokens
@@ -79,16 +79,16 @@ class CallTextsMixin(encoding.EncodingMixin):
         checks.check_not_both('fusion_text="mixed"', guidance.mixes_text or None, "prompt_embeds", prompt_embeds)
         placeholder = self.config.placeholder
         prompts = [text.replace(self.config.placeholder_alias or placeholder, placeholder) for text in prompts]
-        null = of_class = None
+        null = class_prompts = None
         if negative_prompt_embeds is None and not (negative_prompt is None and self._null_is_zero):
             null = call_inputs.list_texts("negative_prompt", negative_prompt or "", len(prompts), without=placeholder)
         reads_class = guidance.reads_class or (may_change and (class_noun is not None or class_prompt is not None))
         if prompt_embeds is None and reads_class:
-            of_class = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
+            class_prompts = call_inputs.list_class_prompts(prompts, placeholder, class_noun, class_prompt)
         learnt = self._learnt_prompts(prompts, subjects, long_prompts) if guidance.uses_subject or may_change else []
         embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        beside = [*(null or ()), *(of_class or ()), *(one.text for one in learnt)] if long_prompts else None
-        align_with = of_class if guidance.mixes_text else None
+        beside = [*(null or ()), *(class_prompts or ()), *(one.text for one in learnt)] if long_prompts else None
+        align_with = class_prompts if guidance.mixes_text else None
         tokens = self._tokenize(
             learnt_subject.without_learnt(prompts, subjects, placeholder),
             beside,
@@ -97,7 +97,7 @@ class CallTextsMixin(encoding.EncodingMixin):
             align_with,
         )
         return CallTexts(
-            null=null, of_class=of_class, embeds=embeds, learnt=learnt, tokens=tokens, align_with=align_with
+            null=null, class_prompts=class_prompts, embeds=embeds, learnt=learnt, tokens=tokens, align_with=align_with
         )
 
     def _encode_call_texts(
@@ -122,9 +122,9 @@ class CallTextsMixin(encoding.EncodingMixin):
             for name, name_of_pooled in (("negative_prompt_embeds", NULL_POOLED), ("prompt_embeds", CLASS_POOLED))
         )
         with self._text_adapters(concepts, guides, num_pieces, lora_scale):
-            null, of_class = (
+            null, class_text = (
                 self._text_of_pictures(said, given, num_pieces, lora_scale, num_images_per_prompt)
-                for said, given in ((texts.null, null_given), (texts.of_class, class_given))
+                for said, given in ((texts.null, null_given), (texts.class_prompts, class_given))
             )
         null = null or self._zero_text(num_pictures, num_pieces)
         with self._text_adapters(concepts, [one.subject for one in texts.learnt], num_pieces, lora_scale):
@@ -133,7 +133,7 @@ class CallTextsMixin(encoding.EncodingMixin):
             references = self._reference_rows(
                 subjects, texts.tokens, num_images_per_prompt, lora_scale, like=null.states
             )
-        return null, of_class, words, references
+        return null, class_text, words, references
 
     def _tokenize(
         self,
@@ -147,13 +147,13 @@ class CallTextsMixin(encoding.EncodingMixin):
 
         With class prompts to `align_with` they know their partners in these.
         """
-        words = dict(placeholder=self.config.placeholder, num_subject_tokens=num_subject_tokens)
+        shared = dict(placeholder=self.config.placeholder, num_subject_tokens=num_subject_tokens)
         own = [(tokenizer, self._with_learnt_words(prompts, tokenizer)) for tokenizer in self._tokenizers]
         length = self.tokenizer.model_max_length
         if texts is None:
-            of_each = [
+            per_tokenizer = [
                 prompt_pieces.SubjectTokens(
-                    *subject_prompt.tokenize_subject_prompts(*one, **words, name_what_is_cut=number == 0)
+                    *subject_prompt.tokenize_subject_prompts(*one, **shared, name_what_is_cut=number == 0)
                 )
                 for number, one in enumerate(own)
             ]
@@ -161,9 +161,9 @@ class CallTextsMixin(encoding.EncodingMixin):
             counts = [tensor.shape[1] // length for tensor in given.values() if tensor is not None and tensor.ndim == 3]
             at_least = max(self._num_pieces(texts), *counts, 1)
             for _ in own:  # the last one may need the most pieces
-                of_each = [prompt_pieces.split_prompts(*one, **words, at_least=at_least) for one in own]
-                at_least = max(one.num_pieces for one in of_each)
-        tokens = text_encoders.stack_tokens(of_each)
+                per_tokenizer = [prompt_pieces.split_prompts(*one, **shared, at_least=at_least) for one in own]
+                at_least = max(one.num_pieces for one in per_tokenizer)
+        tokens = text_encoders.stack_tokens(per_tokenizer)
         width = text_encoders.text_width(self._text_encoders)
         shape = (len(prompts), length * (tokens.num_pieces or 1), width)
         for name, tensor in given.items():
@@ -171,7 +171,7 @@ class CallTextsMixin(encoding.EncodingMixin):
         if align_with is None:
             return tokens
         class_texts = self._with_learnt_words(align_with, self.tokenizer)
-        partners = text_alignment.align_prompts(*own[0], class_texts, of_each[0], **words)
+        partners = text_alignment.align_prompts(*own[0], class_texts, per_tokenizer[0], **shared)
         return tokens._replace(partners=partners)
 
     def _text_of_pictures(
@@ -232,14 +232,14 @@ class CallTextsMixin(encoding.EncodingMixin):
             prefix, suffix = subject_prompt.find_placeholder(prompt, self.config.placeholder)
             text = prefix + subject.words + suffix
             parts = self._with_learnt_words([prefix, text, suffix], self.tokenizer)
-            places = learnt_subject.places_of_words(self.tokenizer, *parts)
-            if not long_prompts and places.stop > self.tokenizer.model_max_length - 2:
+            tokens = learnt_subject.tokens_of_words(self.tokenizer, *parts)
+            if not long_prompts and tokens.stop > self.tokenizer.model_max_length - 2:
                 raise ValueError(
                     f"`prompt` must hold the placeholder {self.config.placeholder!r} nearer to its beginning: the text "
                     f"encoder reads {self.tokenizer.model_max_length} tokens, got {quoting.quote(subject.words)} at "
-                    f"tokens {places.start + 1} to {places.stop} of {quoting.quote(text)}."
+                    f"tokens {tokens.start + 1} to {tokens.stop} of {quoting.quote(text)}."
                 )
-            learnt.append(learnt_subject.LearntPrompt(number, text, places, subject))
+            learnt.append(learnt_subject.LearntPrompt(number, text, tokens, subject))
         return learnt
 
     def _word_rows(
@@ -255,11 +255,11 @@ class CallTextsMixin(encoding.EncodingMixin):
             return None
         states, pooled = self._encode_texts([one.text for one in learnt], lora_scale, num_pieces)  # [P, T, D], [P, F]
         length = self.tokenizer.model_max_length
-        places = torch.zeros(states.shape[:2], dtype=torch.bool)  # [P, T]
-        for row, one in zip(places, learnt, strict=True):
-            for place in one.places:
-                piece, place = divmod(place, length - 2)
-                row[piece * length + place + 1] = True  # behind the begin token
+        of_words = torch.zeros(states.shape[:2], dtype=torch.bool)  # [P, T]
+        for row, one in zip(of_words, learnt, strict=True):
+            for token in one.tokens:
+                piece, token = divmod(token, length - 2)
+                row[piece * length + token + 1] = True  # behind the begin token
         pictures = torch.arange(num_images_per_prompt)
         owner = torch.cat([one.number * num_images_per_prompt + pictures for one in learnt])
         partners = None
@@ -267,8 +267,8 @@ class CallTextsMixin(encoding.EncodingMixin):
             pairs = zip(*((one.text, align_with[one.number]) for one in learnt), strict=True)
             texts, class_texts = (self._with_learnt_words([*each], self.tokenizer) for each in pairs)
             partners = text_alignment.align_texts(self.tokenizer, texts, class_texts, num_pieces)
-        states, places, pooled, partners = (
+        states, of_words, pooled, partners = (
             None if one is None else one.to(states.device).repeat_interleave(num_images_per_prompt, dim=0)
-            for one in (states, places, pooled, partners)
+            for one in (states, of_words, pooled, partners)
         )
-        return guidance_rows.WordRows(states, places, owner.to(states.device), pooled, partners)
+        return guidance_rows.WordRows(states, of_words, owner.to(states.device), pooled, partners)

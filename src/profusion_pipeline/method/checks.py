@@ -55,7 +55,7 @@ def check_number(name: str, value: Any, *, at_least: float = 0, at_most: float =
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number) or not at_least <= number <= at_most:
-        raise ValueError(f"`{name}` must be a finite number{_of(at_least, at_most)}, got {quoting.quote(value)}.")
+        raise ValueError(f"`{name}` must be a finite number{_range(at_least, at_most)}, got {quoting.quote(value)}.")
     return number
 
 
@@ -83,7 +83,7 @@ def check_counts(**counts: Any) -> list[int]:
     return [check_count(name, value, at_least=1, at_most=MOST) for name, value in counts.items()]
 
 
-def _of(at_least: float, at_most: float) -> str:
+def _range(at_least: float, at_most: float) -> str:
     """A range, as an error says it after the word "number"."""
     if at_most == math.inf:
         return "" if at_least == -math.inf else f" of at least {at_least:g}"
@@ -142,15 +142,15 @@ def check_weights(weights: Any, num_references: int, name: str = "image_weights"
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """A setting that must be one of a few words."""
+    """A setting that must be one of a few names."""
     if value not in choices:
         raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {quoting.quote(value)}.")
 
 
 def check_choices(name: str, values: Any, choices: Sequence[str]) -> None:
-    """A setting that is a list of a few words."""
+    """A setting that is a list of a few names."""
     if not isinstance(values, list | tuple):
-        raise TypeError(f"`{name}` must be a list of words, got {quoting.quote(values)}.")
+        raise TypeError(f"`{name}` must be a list of names, got {quoting.quote(values)}.")
     for value in values:
         check_choice(name, value, choices)
 

@@ -299,11 +299,11 @@ class EncodingMixin:
         """Of each text, whole or in n pieces. [P, T, D] or [P, n T, D]"""
         ids = []
         for number, tokenizer in enumerate(self._tokenizers):
-            words = self._with_learnt_words(texts, tokenizer)
+            converted = self._with_learnt_words(texts, tokenizer)
             if num_pieces is None:
-                ids.append(subject_prompt.tokenize_texts(tokenizer, words, name_what_is_cut=number == 0))
+                ids.append(subject_prompt.tokenize_texts(tokenizer, converted, name_what_is_cut=number == 0))
             else:
-                split = [prompt_pieces.split_text(tokenizer, text) for text in words]
+                split = [prompt_pieces.split_text(tokenizer, text) for text in converted]
                 pieces = [prompt_pieces.pad_pieces(tokenizer, one, num_pieces) for one in split]
                 ids.append(torch.stack(pieces))  # [P, n, T]
         ids = text_encoders.stack_ids(ids).to(self._execution_device)

@@ -28,7 +28,7 @@ class ReferenceRows:
         latents: Clean latents. [K, C, h, w]
         image_states: Vision states. [K, N, V]
         input_ids: Token ids of the prompt around S*. [K, T], or [K, E, T] for E text encoders
-        positions: The place of S* in them. [K]
+        positions: The position of S* in them. [K]
         owner: The picture of each row. [K]
         weights: w_r of each row.
         proportions: w_r / Σw, the sum taken over the references of the same picture.
@@ -74,7 +74,7 @@ class ReferenceRows:
             subjects: The SubjectEmbedding of each of P prompts, with any number of references; or nothing. None for a
                 prompt without.
             input_ids: Token ids of the prompts. [P, T], or [P, E, T] for E text encoders
-            positions: The place of S* in each prompt. [P]
+            positions: The position of S* in each prompt. [P]
             num_images_per_prompt: How many pictures in a row share a prompt.
             like: A tensor of the device and dtype that the rows get.
             around: Text states of all pieces of long prompts, or None. [P, n, T, D]
@@ -130,7 +130,7 @@ class WordRows:
 
     Args:
         states: Text states. [J, T, D]
-        places: Which of them are those of the words. [J, T]
+        of_words: Which of them are those of the words. [J, T]
         owner: The picture of each row. [J]
         pooled: Pooled text, of Stable Diffusion XL, or None. [J, F]
         partners: For each text state the one of the class prompt that belongs to it, or None. [J, T]
@@ -142,7 +142,7 @@ class WordRows:
     """
 
     states: torch.Tensor
-    places: torch.Tensor
+    of_words: torch.Tensor
     owner: torch.Tensor
     pooled: torch.Tensor | None = None
     partners: torch.Tensor | None = None
@@ -156,7 +156,7 @@ class WordRows:
         Returns:
             Text states. [J, T, D]
         """
-        return self.states if scale == 1 else torch.where(self.places[..., None], scale * self.states, self.states)
+        return self.states if scale == 1 else torch.where(self.of_words[..., None], scale * self.states, self.states)
 
     def mixed(self, scale: float, class_states: torch.Tensor) -> torch.Tensor:
         """E_γ = E_C + γ (E_{S*,C} - E_C), as `text_alignment.mix` does it.

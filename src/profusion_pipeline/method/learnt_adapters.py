@@ -29,7 +29,7 @@ def refusing_other_bases() -> Iterator[None]:
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several are what we want
             yield
     except (RuntimeError, ValueError) as error:
-        if not any(words in str(error) for words in OTHER_BASE):
+        if not any(phrase in str(error) for phrase in OTHER_BASE):
             raise
         detail = next((line for line in str(error).splitlines() if OTHER_BASE[0] in line), str(error))
         raise ValueError(

@@ -118,13 +118,13 @@ class LearntPrompt(NamedTuple):
     Args:
         number: Of the prompt in the call.
         text: The prompt with the words in it.
-        places: Of the words among the text's tokens, without the begin token.
+        tokens: Which of the text's tokens are the words', counted without the begin token.
         subject: Whose words they are.
     """
 
     number: int
     text: str
-    places: range
+    tokens: range
     subject: LearntSubject
 
 
@@ -201,7 +201,7 @@ def without_learnt(prompts: Sequence[str], subjects: Sequence[Any], placeholder:
     return [placeholder if is_learnt(one) else prompt for prompt, one in zip(prompts, subjects, strict=True)]
 
 
-def places_of_words(tokenizer: CLIPTokenizer, prefix: str, text: str, suffix: str) -> range:
+def tokens_of_words(tokenizer: CLIPTokenizer, prefix: str, text: str, suffix: str) -> range:
     """Where the tokens between two parts of a text are.
 
     Args:
@@ -215,7 +215,7 @@ def places_of_words(tokenizer: CLIPTokenizer, prefix: str, text: str, suffix: st
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
-        >>> places_of_words(load_demo_pipeline().tokenizer, "a ", "a red hat in space", " in space")
+        >>> tokens_of_words(load_demo_pipeline().tokenizer, "a ", "a red hat in space", " in space")
         range(1, 3)
     """
     before, tokens, after = (subject_prompt.token_ids(tokenizer, part) for part in (prefix, text, suffix))

@@ -391,6 +391,6 @@ class PromptNet(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         hidden = self.mid_block(hidden, temb=time, encoder_hidden_states=context)
         taps.append(self.mid_prompt_projection(hidden))
 
-        words = self.region_prompt_output(torch.cat(taps, dim=1))  # [B, D, rows, columns]
-        prompt_embeds = words.flatten(2).transpose(1, 2)  # [B, L, D]
+        regions = self.region_prompt_output(torch.cat(taps, dim=1))  # [B, D, rows, columns]
+        prompt_embeds = regions.flatten(2).transpose(1, 2)  # [B, L, D]
         return PromptNetOutput(prompt_embeds=prompt_embeds) if return_dict else (prompt_embeds,)

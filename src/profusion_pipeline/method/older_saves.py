@@ -123,11 +123,11 @@ def upload_repository(
     Example:
         >>> upload_repository(Path("profusion-sd2"), "me/profusion-sd2")  # doctest: +SKIP
     """
-    place = f"{subfolder}/" if subfolder else ""
-    there = [path.removeprefix(place) for path in list_repo_files(repo_id, token=token) if path.startswith(place)]
+    prefix = f"{subfolder}/" if subfolder else ""
+    there = [path.removeprefix(prefix) for path in list_repo_files(repo_id, token=token) if path.startswith(prefix)]
     old_code = ()
     if ENTRY in there:
-        old_code = code_of_older_save(_read_text(hf_hub_download(repo_id, f"{place}{ENTRY}", token=token)), there)
+        old_code = code_of_older_save(_read_text(hf_hub_download(repo_id, f"{prefix}{ENTRY}", token=token)), there)
     return upload_folder(
         repo_id=repo_id,
         folder_path=folder,

@@ -181,8 +181,8 @@ def predict(
     """
     text_states, pooled, added = rows.text_states, None, None
     if rows.has_subject:
-        output, num_words = subject.text_output(state, rows, latents, t)
-        states, pooled = _subject_rows(state, rows, output, num_words)
+        output, num_subject_tokens = subject.text_output(state, rows, latents, t)
+        states, pooled = _subject_rows(state, rows, output, num_subject_tokens)
         text_states = torch.cat([text_states, states])  # [rows, T, D]
     if state.added is not None:
         words = state.words if len(rows.text_states) > rows.num_shared else None
@@ -248,26 +248,25 @@ def _subject_text(
     """The text, or the piece of it, with S* of now in it, for each reference. [K, T, D], and L"""
     references, promptnet = state.references, state.models["promptnet"]
     with adapters.computed_by(rows.promptnet_adapters, compiled=state.compiled):
-        words = promptnet(references.latents, t, references.image_states, latents[references.owner], return_dict=False)[
-            0
-        ]  # [K, L, D]
+        inputs = (references.latents, t, references.image_states, latents[references.owner])
+        (subject_embeds,) = promptnet(*inputs, return_dict=False)  # [K, L, D]
         output = text_encoders.encode_ids(
             state.text_encoders,
             references.input_ids,
             lora_scale=state.lora_scale,
             positions=references.positions,
-            words=words,
+            subject_embeds=subject_embeds,
         )
-    return output, words.shape[1]
+    return output, subject_embeds.shape[1]
 
 
 def _subject_rows(
-    state: CallState, rows: guidance_rows.GuidanceRows, output: text_encoders.TextOutput, num_words: int
+    state: CallState, rows: guidance_rows.GuidanceRows, output: text_encoders.TextOutput, num_subject_tokens: int
 ) -> text_encoders.TextOutput:
     """What the UNet reads of it at the strength γ. [K, T, D], or [K, n T, D] for a long prompt"""
     references, (states, pooled) = state.references, output
     if not rows.mixes_text:
-        states = subject_prompt.scale_subject_rows(states, references.positions, num_words, rows.subject_scale)
+        states = subject_prompt.scale_subject_rows(states, references.positions, num_subject_tokens, rows.subject_scale)
     if references.around is not None:
         states = prompt_pieces.put_piece(references.around, references.piece, states)  # [K, n T, D]
         if pooled is not None:

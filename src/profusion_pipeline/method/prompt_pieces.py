@@ -20,10 +20,10 @@ class SubjectTokens(NamedTuple):
 
     Args:
         input_ids: The prompts, or the piece of each that holds S*. [P, T]
-        positions: The place of S* in them. [P]
+        positions: The position of S* in them. [P]
         pieces: All pieces, or None. [P, n, T]
         piece: Which of them holds S*, or None. [P]
-        partners: For each place the one in the class prompt that belongs to it, or None. [P, n T]
+        partners: For each position the one in the class prompt that belongs to it, or None. [P, n T]
     """
 
     input_ids: torch.Tensor
@@ -39,7 +39,7 @@ class SubjectTokens(NamedTuple):
 
 
 def split(tokens: Sequence[int], room: int, together: range = range(0)) -> list[list[int]]:
-    """Tokens in pieces of at most `room`; the places `together` are in one piece.
+    """Tokens in pieces of at most `room`; the tokens `together` are in one piece.
 
     Args:
         tokens: Without begin and end.
@@ -90,7 +90,7 @@ def split_prompts(
         tokenizer: The text encoder's.
         prompts: P prompts with one placeholder each, of any length.
         placeholder: What stands for the subject.
-        num_subject_tokens: L, its places.
+        num_subject_tokens: L, its positions.
         at_least: How many pieces there are at least, because other texts of the call have them.
 
     Returns:
@@ -105,7 +105,7 @@ def split_prompts(
         >>> split_prompts(tokenizer, ["hat " * 100 + "S*"], placeholder="S*", num_subject_tokens=1).piece
         tensor([1])
     """
-    room, split_up, places = tokenizer.model_max_length - 2, [], []
+    room, split_up, found = tokenizer.model_max_length - 2, [], []
     for prompt in prompts:
         prefix, suffix = subject_prompt.find_placeholder(prompt, placeholder)
         before, after = subject_prompt.token_ids(tokenizer, prefix), subject_prompt.token_ids(tokenizer, suffix)
@@ -114,13 +114,13 @@ def split_prompts(
         first = 0
         for piece, tokens in enumerate(pieces):
             if together.start < first + len(tokens):
-                places.append((piece, together.start - first + 1))  # behind the begin token
+                found.append((piece, together.start - first + 1))  # behind the begin token
                 break
             first += len(tokens)
         split_up.append(pieces)
     count = max(at_least, *map(len, split_up))
     pieces = torch.stack([pad_pieces(tokenizer, pieces, count) for pieces in split_up])  # [P, n, T]
-    piece, positions = torch.tensor(places).unbind(1)  # [P], [P]
+    piece, positions = torch.tensor(found).unbind(1)  # [P], [P]
     return SubjectTokens(pieces[torch.arange(len(pieces)), piece], positions, pieces, piece)
 
 
@@ -150,7 +150,7 @@ def put_piece(around: torch.Tensor, piece: torch.Tensor, states: torch.Tensor) -
     """The states of whole prompts, with those of the piece that holds S* in their place.
 
     Args:
-        around: States of all pieces; what is at the place of the one with S* isn't read. [K, n, T, D]
+        around: States of all pieces; what is in place of the one with S* isn't read. [K, n, T, D]
         piece: Which piece holds S*. [K]
         states: Of that piece. [K, T, D]
 

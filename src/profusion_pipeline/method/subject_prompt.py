@@ -3,7 +3,7 @@
 code name         paper    what
 placeholder       -        the text that stands for the subject in a prompt, "S*"
 subject_embeds    S*       pseudo words [B, L, D], as PromptNet gives them
-positions         -        the place of the first pseudo word in the token sequence
+positions         -        the position of the first pseudo word in the token sequence
 scale             γ        `fusion_subject_scale`
 """
 
@@ -21,7 +21,7 @@ from . import quoting
 
 logger = logging.get_logger(__name__)
 
-# Of the forward that this thread runs: the places of S* [B] and the pseudo words [B, L, D].
+# Of the forward that this thread runs: the positions of S* [B] and the pseudo words [B, L, D].
 _SUBJECT: ContextVar[tuple[torch.Tensor, torch.Tensor] | None] = ContextVar("S* of a forward", default=None)
 _TOKENIZING = threading.Lock()
 STAND_INS = (
@@ -80,26 +80,26 @@ def tokenize_subject_prompts(
     pad: bool = True,
     name_what_is_cut: bool = True,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """ids = [bos, prefix, L reserved places, suffix, eos, padding]: tokens around the places of S*.
+    """ids = [bos, prefix, L reserved positions, suffix, eos, padding]: tokens around the positions of S*.
 
-    Every token keeps the position of its place in this sequence. A suffix beyond `max_length` is cut.
+    Every token keeps its position in this sequence. A suffix beyond `max_length` is cut.
 
     Args:
         tokenizer: The text encoder's tokenizer.
         prompts: P prompts with one placeholder each.
         placeholder: What stands for the subject.
-        num_subject_tokens: L, the number of places to reserve.
+        num_subject_tokens: L, the number of positions to reserve.
         max_length: T, the longest sequence; the tokenizer's `model_max_length` if not given.
         pad: Whether to pad to `max_length`. Without padding (as in training, where the
             sequence is "a photo of S*" and nothing after it) all prompts must have the same number of tokens.
         name_what_is_cut: Whether a warning names the words that don't fit.
 
     Returns:
-        Ids [P, T] (the reserved places hold the bos token, which
-        nothing reads) and the position of the first reserved place. [P]
+        Ids [P, T] (the reserved positions hold the bos token, which
+        nothing reads) and the position of the first reserved one. [P]
 
     Raises:
-        ValueError: If a prompt doesn't hold exactly one placeholder, if it stands beyond the last place, or if
+        ValueError: If a prompt doesn't hold exactly one placeholder, if it stands beyond the last position, or if
             lengths differ without padding.
 
     Example:
@@ -116,11 +116,11 @@ def tokenize_subject_prompts(
         prefix, suffix = find_placeholder(prompt, placeholder)
         before = [tokenizer.bos_token_id, *token_ids(tokenizer, prefix)]
         after = token_ids(tokenizer, suffix)
-        room = max_length - len(before) - num_subject_tokens - 1  # places left for the suffix; one is eos's
+        room = max_length - len(before) - num_subject_tokens - 1  # positions left for the suffix; one is eos's
         if room < 0:
             raise ValueError(
                 f"`prompt` must hold the placeholder {placeholder!r} nearer to its beginning: the text encoder reads "
-                f"{max_length} tokens, got it at token {len(before)} with {num_subject_tokens} places in "
+                f"{max_length} tokens, got it at token {len(before)} with {num_subject_tokens} positions in "
                 f"{quoting.quote(prompt)}."
             )
         if name_what_is_cut:
@@ -135,8 +135,8 @@ def tokenize_subject_prompts(
 
 def _subject_index(positions: torch.Tensor, subject_shape: tuple[int, int, int]) -> torch.Tensor:
     batch, num_tokens, width = subject_shape
-    places = positions[:, None] + torch.arange(num_tokens, device=positions.device)  # [B, L]
-    return places[:, :, None].expand(batch, num_tokens, width)  # [B, L, D]
+    rows = positions[:, None] + torch.arange(num_tokens, device=positions.device)  # [B, L]
+    return rows[:, :, None].expand(batch, num_tokens, width)  # [B, L, D]
 
 
 def encode_subject_prompts(
@@ -168,8 +168,8 @@ def encode_subject_prompts(
         >>> ids, positions = tokenize_subject_prompts(
         ...     pipe.tokenizer, ["a portrait of S*"], placeholder="S*", num_subject_tokens=1
         ... )
-        >>> words = torch.randn(1, 1, pipe.text_encoder.config.hidden_size)
-        >>> states = encode_subject_prompts(pipe.text_encoder, ids, positions, words)
+        >>> subject_embeds = torch.randn(1, 1, pipe.text_encoder.config.hidden_size)
+        >>> states = encode_subject_prompts(pipe.text_encoder, ids, positions, subject_embeds)
     """
     with subject_in_place(text_encoder, positions, subject_embeds):
         return text_encoder(input_ids).last_hidden_state  # [B, T, D]
@@ -190,7 +190,7 @@ def subject_in_place(
         ValueError: If the pseudo words aren't as wide as the text encoder.
 
     Example:
-        >>> with subject_in_place(pipe.text_encoder, positions, words):  # doctest: +SKIP
+        >>> with subject_in_place(pipe.text_encoder, positions, subject_embeds):  # doctest: +SKIP
         ...     states = pipe.text_encoder(input_ids).last_hidden_state
     """
     if subject_embeds.shape[-1] != text_encoder.config.hidden_size:
@@ -330,7 +330,7 @@ def scale_subject_rows(
 
     Args:
         hidden_states: As from [`encode_subject_prompts`]. [B, T, D]
-        positions: The place of the first row of S*. [B]
+        positions: The position of the first row of S*. [B]
         num_subject_tokens: L, the number of rows of S*.
         scale: γ. 1 changes nothing, 0 takes the subject's own rows away.
 

@@ -41,8 +41,10 @@ def match_tokens(tokens: Sequence[int], others: Sequence[int]) -> list[int]:
     return [*range(begin), *middle, *range(len(others) - end, len(others))]
 
 
-def match_places(ids: torch.Tensor, other_ids: torch.Tensor, partners: Sequence[int], end_token: int) -> torch.Tensor:
-    """For each place of a text its partner in another, tokens by their partners, begin, end and padding by their kind.
+def match_positions(
+    ids: torch.Tensor, other_ids: torch.Tensor, partners: Sequence[int], end_token: int
+) -> torch.Tensor:
+    """For each position of a text its partner in another: of tokens as given, of begin, end and padding by their kind.
 
     Args:
         ids: Of all pieces of the text, with begin, end and padding. [n, T]
@@ -54,12 +56,12 @@ def match_places(ids: torch.Tensor, other_ids: torch.Tensor, partners: Sequence[
         Indices in the pieces of the other, one after another. [n T]
 
     Example:
-        >>> match_places(torch.tensor([[7, 1, 9, 0]]), torch.tensor([[7, 2, 3, 9]]), [1], 9).tolist()
+        >>> match_positions(torch.tensor([[7, 1, 9, 0]]), torch.tensor([[7, 2, 3, 9]]), [1], 9).tolist()
         [0, 2, 3, 3]
     """
     count, length = ids.shape
     ends, other_ends = ([row.index(end_token) for row in rows.tolist()] for rows in (ids, other_ids))
-    places = [piece * length + place for piece in range(count) for place in range(1, other_ends[piece])]
+    inside = [piece * length + token for piece in range(count) for token in range(1, other_ends[piece])]
     last = (count - 1) * length + other_ends[-1]
     found, token = [], 0
     for piece in range(count):
@@ -67,7 +69,7 @@ def match_places(ids: torch.Tensor, other_ids: torch.Tensor, partners: Sequence[
         found.append(first)
         for _ in range(1, ends[piece]):
             partner = partners[token]
-            found.append(0 if partner < 0 else places[partner] if partner < len(places) else last)
+            found.append(0 if partner < 0 else inside[partner] if partner < len(inside) else last)
             token += 1
         found += [first + min(other_ends[piece] + i, length - 1) for i in range(length - ends[piece])]
     return torch.tensor(found)
@@ -90,18 +92,18 @@ def align_prompts(
         class_texts: P class prompts, as they are encoded.
         tokens: Of the prompts, whole or in pieces.
         placeholder: What stands for the subject.
-        num_subject_tokens: L, its places.
+        num_subject_tokens: L, its positions.
 
     Returns:
         Indices. [P, n T]
 
     Example:
         >>> from profusion_pipeline import load_demo_pipeline
-        >>> tokenizer, words = load_demo_pipeline().tokenizer, dict(placeholder="S*", num_subject_tokens=1)
+        >>> tokenizer, shared = load_demo_pipeline().tokenizer, dict(placeholder="S*", num_subject_tokens=1)
         >>> tokens = prompt_pieces.SubjectTokens(
-        ...     *subject_prompt.tokenize_subject_prompts(tokenizer, ["S* in a hat"], **words)
+        ...     *subject_prompt.tokenize_subject_prompts(tokenizer, ["S* in a hat"], **shared)
         ... )
-        >>> align_prompts(tokenizer, ["S* in a hat"], ["a person in a hat"], tokens, **words)[0, :6].tolist()
+        >>> align_prompts(tokenizer, ["S* in a hat"], ["a person in a hat"], tokens, **shared)[0, :6].tolist()
         [0, 2, 3, 4, 5, 6]
     """
     found = []
@@ -112,7 +114,7 @@ def align_prompts(
         )
         subject = [*before, *[tokenizer.bos_token_id] * num_subject_tokens, *after]
         others, other_ids = _tokens_and_ids(tokenizer, text, tokens.num_pieces)
-        found.append(match_places(ids, other_ids, match_tokens(subject, others), tokenizer.eos_token_id))
+        found.append(match_positions(ids, other_ids, match_tokens(subject, others), tokenizer.eos_token_id))
     return torch.stack(found)
 
 
@@ -139,7 +141,7 @@ def align_texts(
     for text, class_text in zip(texts, class_texts, strict=True):
         tokens, ids = _tokens_and_ids(tokenizer, text, num_pieces)
         others, other_ids = _tokens_and_ids(tokenizer, class_text, num_pieces)
-        found.append(match_places(ids, other_ids, match_tokens(tokens, others), tokenizer.eos_token_id))
+        found.append(match_positions(ids, other_ids, match_tokens(tokens, others), tokenizer.eos_token_id))
     return torch.stack(found)
 
 
@@ -158,7 +160,7 @@ def mix(states: torch.Tensor, class_states: torch.Tensor, partners: torch.Tensor
         states: E_{S*,C}, of the prompt with S*. [K, n T, D]
         class_states: E_C, of its class prompt. [K, n T, D]
         partners: For each state of the one its partner in the other, from [`align_prompts`]. [K, n T]
-        scale: γ. At 1 `states` come back to the bit, at 0 those of the class prompt, in the places of their partners.
+        scale: γ. At 1 `states` come back to the bit, at 0 those of the class prompt, where their partners are.
 
     Returns:
         States between both. [K, n T, D]

@@ -54,7 +54,7 @@ def encode_ids(
     *,
     lora_scale: float = 1.0,
     positions: torch.Tensor | None = None,
-    words: torch.Tensor | None = None,
+    subject_embeds: torch.Tensor | None = None,
 ) -> TextOutput:
     """c = text(prefix, S*, suffix), or c = text(C) without S*.
 
@@ -63,7 +63,7 @@ def encode_ids(
         input_ids: Tokens. [P, T] for one encoder, [P, E, T] for two
         lora_scale: Of the text encoders' LoRA, on top of `set_adapters`.
         positions: The place of S*, if there is one. [P]
-        words: S*. [P, L, D]
+        subject_embeds: S*. [P, L, D]
 
     Returns:
         States, and pooled text.
@@ -79,16 +79,19 @@ def encode_ids(
         torch.Size([1, 64, 192])
     """
     widths = [encoder.config.hidden_size for encoder in text_encoders]
-    if words is not None and words.shape[-1] != sum(widths):
-        raise ValueError(f"S* must be as wide as the text encoders together, {sum(widths)}, got {words.shape[-1]}.")
+    if subject_embeds is not None and subject_embeds.shape[-1] != sum(widths):
+        raise ValueError(
+            f"S* must be as wide as the text encoders together, {sum(widths)}, got {subject_embeds.shape[-1]}."
+        )
     ids = [input_ids] if len(text_encoders) == 1 else input_ids.unbind(-2)  # each [P, T]
-    parts = [None] * len(widths) if words is None else words.split(widths, dim=-1)  # each [P, L, width]
+    # Each [P, L, width]
+    parts = [None] * len(widths) if subject_embeds is None else subject_embeds.split(widths, dim=-1)
     outputs = []
-    for encoder, own_ids, own_words in zip(text_encoders, ids, parts, strict=True):
+    for encoder, own_ids, own_embeds in zip(text_encoders, ids, parts, strict=True):
         with ExitStack() as stack:
             stack.enter_context(subject_prompt.scaled_lora(encoder, lora_scale))
-            if own_words is not None:
-                stack.enter_context(subject_prompt.subject_in_place(encoder, positions, own_words))
+            if own_embeds is not None:
+                stack.enter_context(subject_prompt.subject_in_place(encoder, positions, own_embeds))
             outputs.append(encoder(own_ids, **{"output_hidden_states": True} if len(widths) > 1 else {}))
     if len(outputs) == 1:
         return TextOutput(outputs[0].last_hidden_state)
@@ -114,11 +117,11 @@ def zero_text(text_encoders: Sequence[nn.Module], num_texts: int, length: int) -
     return TextOutput(like.new_zeros(num_texts, length, text_width(text_encoders)), like.new_zeros(num_texts, width))
 
 
-def stack_ids(of_each: Sequence[torch.Tensor]) -> torch.Tensor:
+def stack_ids(per_encoder: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tokens of the same texts by the tokenizer of each text encoder, as [`encode_ids`] reads them.
 
     Args:
-        of_each: One or two tensors. [..., T] each
+        per_encoder: One or two tensors. [..., T] each
 
     Returns:
         The only one, or both. [..., T] or [..., E, T]
@@ -127,7 +130,7 @@ def stack_ids(of_each: Sequence[torch.Tensor]) -> torch.Tensor:
         >>> stack_ids([torch.zeros(3, 77)] * 2).shape
         torch.Size([3, 2, 77])
     """
-    return of_each[0] if len(of_each) == 1 else torch.stack(tuple(of_each), dim=-2)
+    return per_encoder[0] if len(per_encoder) == 1 else torch.stack(tuple(per_encoder), dim=-2)
 
 
 def tokenize_prompts(
@@ -161,22 +164,22 @@ def tokenize_prompts(
         >>> tokenize_prompts([tokenizer] * 2, ["a S*"], placeholder="S*", num_subject_tokens=1)[0].shape
         torch.Size([1, 2, 64])
     """
-    words = dict(placeholder=placeholder, num_subject_tokens=num_subject_tokens, pad=pad)
-    of_each = [
+    shared = dict(placeholder=placeholder, num_subject_tokens=num_subject_tokens, pad=pad)
+    per_encoder = [
         subject_prompt.tokenize_subject_prompts(
-            tokenizer, prompts, **words, name_what_is_cut=name_what_is_cut and number == 0
+            tokenizer, prompts, **shared, name_what_is_cut=name_what_is_cut and number == 0
         )
         for number, tokenizer in enumerate(tokenizers)
     ]
-    tokens = stack_tokens([prompt_pieces.SubjectTokens(*one) for one in of_each])
+    tokens = stack_tokens([prompt_pieces.SubjectTokens(*one) for one in per_encoder])
     return tokens.input_ids, tokens.positions
 
 
-def stack_tokens(of_each: Sequence[prompt_pieces.SubjectTokens]) -> prompt_pieces.SubjectTokens:
+def stack_tokens(per_encoder: Sequence[prompt_pieces.SubjectTokens]) -> prompt_pieces.SubjectTokens:
     """Tokens of the same prompts with S* by the tokenizer of each text encoder.
 
     Args:
-        of_each: One or two.
+        per_encoder: One or two.
 
     Returns:
         The only one, or both with their ids side by side.
@@ -189,7 +192,7 @@ def stack_tokens(of_each: Sequence[prompt_pieces.SubjectTokens]) -> prompt_piece
         >>> stack_tokens([tokens, tokens]).input_ids.shape
         torch.Size([1, 2, 77])
     """
-    first, *others = of_each
+    first, *others = per_encoder
     for other in others:
         for name in ("positions", "piece"):
             ours, theirs = (
@@ -200,5 +203,5 @@ def stack_tokens(of_each: Sequence[prompt_pieces.SubjectTokens]) -> prompt_piece
                     f"The tokenizers must read as many tokens before S*, got {ours} and {theirs}: load learnt words "
                     "into both text encoders."
                 )
-    pieces = None if first.pieces is None else stack_ids([one.pieces for one in of_each])
-    return first._replace(input_ids=stack_ids([one.input_ids for one in of_each]), pieces=pieces)
+    pieces = None if first.pieces is None else stack_ids([one.pieces for one in per_encoder])
+    return first._replace(input_ids=stack_ids([one.input_ids for one in per_encoder]), pieces=pieces)

@@ -133,21 +133,21 @@ def explain(
     with _watched(pipe) as seen:
         who = {} if photo is None else {"image": photo}
         picture = pipe(prompt, **who, **call, generator=torch.Generator().manual_seed(seed)).images[0]
-    num_subject_tokens = len(seen.words[0])
+    num_subject_tokens = len(seen.embeds[0])
     _, positions = tokenize_subject_prompts(
         pipe.tokenizer, [prompt], placeholder=placeholder, num_subject_tokens=num_subject_tokens
     )
     position = int(positions)
     table = _word_table(pipe, position)
     attention = seen.attention / seen.layers  # [T, h, w]
-    places = _places_of_words(pipe, prefix, suffix, position, num_subject_tokens)
+    tokens = _tokens_of_words(pipe, prefix, suffix, position, num_subject_tokens)
     return Explanation(
         picture=picture,
         timesteps=seen.timesteps,
-        norms=[float(words.norm(dim=-1).mean()) for words in seen.words],
+        norms=[float(vectors.norm(dim=-1).mean()) for vectors in seen.embeds],
         word_norm=float(table.norm(dim=-1).median()),
-        nearest=[nearest_words(words.mean(0), table, pipe.tokenizer) for words in seen.words],
-        maps={word: attention[at].sum(0).numpy() for word, at in places.items()},
+        nearest=[nearest_words(vectors.mean(0), table, pipe.tokenizer) for vectors in seen.embeds],
+        maps={word: attention[at].sum(0).numpy() for word, at in tokens.items()},
     )
 
 
@@ -199,11 +199,11 @@ class _Seen:
     """What was seen of one call: S* of each prediction [L, D], its timestep, and the sum of attention [T, h, w]."""
 
     def __init__(self):
-        self.words, self.timesteps = [], []
+        self.embeds, self.timesteps = [], []
         self.attention, self.layers = 0, 0
 
     def see_words(self, promptnet: nn.Module, args: tuple, output: Any) -> None:
-        self.words.append(output[0][0].detach().float().cpu())
+        self.embeds.append(output[0][0].detach().float().cpu())
         self.timesteps.append(int(args[1]))
         self.side = tuple(args[0].shape[-2:])  # of the latents
         self.references = len(args[0])
@@ -241,22 +241,22 @@ def _watch_attention(layer: nn.Module, seen: _Seen, undo: ExitStack) -> None:
     undo.callback(layer.to_k.register_forward_hook(see_key).remove)
 
 
-def _places_of_words(
+def _tokens_of_words(
     pipe: ProFusionPipeline, prefix: str, suffix: str, position: int, num_subject_tokens: int
 ) -> dict[str, list[int]]:
-    """The places of S* and of each word of three letters or more, among the tokens of a prompt."""
+    """The tokens of S* and of each word of three letters or more, among those of a prompt."""
     after = position + num_subject_tokens
-    places = {pipe.config.placeholder: list(range(position, after))}
+    tokens = {pipe.config.placeholder: list(range(position, after))}
     for first, text in ((1, prefix), (after, suffix)):
         word, at = "", []
-        for place, token in enumerate(pipe.tokenizer.convert_ids_to_tokens(token_ids(pipe.tokenizer, text)), first):
-            word, at = word + token, [*at, place]
+        for number, token in enumerate(pipe.tokenizer.convert_ids_to_tokens(token_ids(pipe.tokenizer, text)), first):
+            word, at = word + token, [*at, number]
             if token.endswith("</w>"):
                 word = word.removesuffix("</w>")
-                if len(word) > 2 and word.isalpha() and place < pipe.tokenizer.model_max_length:
-                    places.setdefault(word, []).extend(at)
+                if len(word) > 2 and word.isalpha() and number < pipe.tokenizer.model_max_length:
+                    tokens.setdefault(word, []).extend(at)
                 word, at = "", []
-    return places
+    return tokens
 
 
 def _word_table(pipe: ProFusionPipeline, position: int) -> torch.Tensor:

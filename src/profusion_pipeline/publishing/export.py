@@ -206,11 +206,11 @@ def claim_repository(repo_id: str, *, private: bool | None = None) -> str:
 
 def _readme_of(source: str | Path) -> Path | None:
     """The card's file in a folder, or fetched from the Hub; None if there is none."""
-    place = pipeline_source(source)
-    if os.path.isdir(place):
-        return file if (file := Path(place, "README.md")).is_file() else None
+    found = pipeline_source(source)
+    if os.path.isdir(found):
+        return file if (file := Path(found, "README.md")).is_file() else None
     try:
-        return Path(hf_hub_download(place, "README.md"))
+        return Path(hf_hub_download(found, "README.md"))
     except (OSError, ValueError):  # of huggingface_hub: a repository without one, or nothing but a cache without it
         return None
 

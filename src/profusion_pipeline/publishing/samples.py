@@ -57,8 +57,8 @@ def draw_samples(pipe: ProFusionPipeline, prompts: Sequence[str], *, seed: int =
     """
     generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
     pictures = pipe(list(prompts), generator=generators, **call).images
-    words = [f"{name} {value}" for name, value in call.items() if isinstance(value, str | int | float)]
-    settings = [", ".join([f"seed {seed + number}", *words]) for number in range(len(prompts))]
+    pairs = [f"{name} {value}" for name, value in call.items() if isinstance(value, str | int | float)]
+    settings = [", ".join([f"seed {seed + number}", *pairs]) for number in range(len(prompts))]
     return [Sample(*one) for one in zip(prompts, pictures, settings, strict=True)]
 
 

@@ -87,11 +87,11 @@ class SamplePrompts:
             captions: One for each; empty where there is none.
 
         Returns:
-            Ids [B, T], or [B, 2, T] for two tokenizers, and the first place of S* [B]; of one text if no sample has a
-            caption.
+            Ids [B, T], or [B, 2, T] for two tokenizers, and the first position of S* [B]; of one text if no sample
+            has a caption.
 
         Raises:
-            ValueError: S* stands beyond the last place that the text encoder reads.
+            ValueError: S* stands beyond the last position that the text encoder reads.
         """
         texts = [self.text(*pair) for pair in zip(numbers, captions, strict=True)] if any(captions) else [self.prompt]
         return tokenize_prompts(

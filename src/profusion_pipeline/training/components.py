@@ -147,13 +147,13 @@ def load_training_components(config: TrainingConfig) -> TrainingComponents:
 
 
 def _load(config: TrainingConfig, cls: type, name: str, repository: str | None = None) -> Any:
-    place = dict(subfolder=name) if repository is None else {}
+    inside = dict(subfolder=name) if repository is None else {}
     repository = repository or config.model
-    if os.path.isdir(repository) and not Path(repository, *place.values()).is_dir():
+    if os.path.isdir(repository) and not Path(repository, *inside.values()).is_dir():
         # Asked here, because transformers makes an empty tokenizer of a folder that isn't there.
         raise ValueError(f"`model` must come with a {name}, {shown_path(repository)} has no such folder.")
     try:
-        return cls.from_pretrained(repository, **place)
+        return cls.from_pretrained(repository, **inside)
     except OSError as error:
         raise ValueError(
             f"`model` must come with a {name}, can't load it from {shown_path(repository)}: {brief(error)}"

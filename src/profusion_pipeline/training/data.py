@@ -215,8 +215,8 @@ def choose_sample(number: int, pictures: PictureFolder, *, seed: int, horizontal
         >>> sorted(choose_sample(n, pictures, seed=0).target for n in (0, 1))
         [0, 1]
     """
-    epoch, place = divmod(number, len(pictures.targets))
-    row = _epoch_order(len(pictures.targets), seed, epoch)[place]
+    epoch, turn = divmod(number, len(pictures.targets))
+    row = _epoch_order(len(pictures.targets), seed, epoch)[turn]
     candidates = pictures.references[row]
     caption = pictures.captions[row] if pictures.captions else ""
     if len(candidates) == 1 and not horizontal_flip:  # nothing to draw: a generator would cost more than all the rest

@@ -149,9 +149,9 @@ def promptnet_loss(
         noise: Standard normal. [B, C, h, w]
         timesteps: t [B], int64.
         alphas_cumprod: ᾱ of every timestep [T], as a scheduler keeps it.
-        input_ids: The prompt with places for S* [B, T] or [1, T] (one for all), from `tokenize_subject_prompts`;
+        input_ids: The prompt with room for S* [B, T] or [1, T] (one for all), from `tokenize_subject_prompts`;
             [B, 2, T] or [1, 2, T] for two text encoders. Padded, as in sampling, or not, as the authors trained.
-        positions: First place of S*. [B] or [1]
+        positions: First position of S*. [B] or [1]
         prediction_type: What the UNet predicts: "epsilon", "v_prediction" or "sample".
         sizes: What Stable Diffusion XL's UNet reads of the pictures' sizes, from `xl_conditions.whole_picture`; else
             None. [6]
@@ -189,7 +189,7 @@ def promptnet_loss(
         [text_encoder] if isinstance(text_encoder, nn.Module) else text_encoder,
         input_ids.expand(batch, *input_ids.shape[1:]),
         positions=positions.expand(batch),
-        words=subject_embeds,
+        subject_embeds=subject_embeds,
     )  # [B, T, D], and [B, F] of Stable Diffusion XL
     added = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes.expand(batch, -1)}
     prediction = unet(noisy_latents, timesteps, encoder_hidden_states, added_cond_kwargs=added).sample  # [B, C, h, w]

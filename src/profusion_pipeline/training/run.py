@@ -135,7 +135,7 @@ class TrainingRun:
             captions: Of the samples, empty where there is none.
 
         Returns:
-            Ids and the first place of S*, [B, T] and [B]; `[1, T]` and `[1]` if no sample has a caption.
+            Ids and the first position of S*, [B, T] and [B]; `[1, T]` and `[1]` if no sample has a caption.
         """
         if not any(captions):
             return self._prompt_alone
@@ -241,8 +241,8 @@ class TrainingRun:
             accelerator.save_state(str(part))
             if accelerator.is_main_process:
                 if self.stream:
-                    place = self.stream.place(self.step * self.samples_per_step)
-                    (part / STREAM_FILE).write_text(json.dumps(place))
+                    bookmark = self.stream.bookmark(self.step * self.samples_per_step)
+                    (part / STREAM_FILE).write_text(json.dumps(bookmark))
                 if self.ema:
                     save_file(dict(zip(self._names(), self.ema.shadow_params, strict=True)), part / EMA_FILE)
                 state = dict(step=self.step, losses=list(losses), **self._fixed())

@@ -81,7 +81,7 @@ def open_picture_stream(data: str, *, captions: bool = True) -> "IterableDataset
 
 
 class BlockStart(NamedTuple):
-    """A place to which a [`PictureStream`] can go back.
+    """A point to which a [`PictureStream`] can go back.
 
     Args:
         first: Samples before it, over all epochs.
@@ -145,7 +145,7 @@ class PictureStream:
         for batch in numbers:
             yield [self._sample(n, next(example for i, example in examples if i == n)) for n in batch]
 
-    def place(self, taken: int) -> dict[str, Any]:
+    def bookmark(self, taken: int) -> dict[str, Any]:
         """Where the stream is, ready for JSON. Samples taken for batches read ahead don't matter.
 
         Args:
@@ -158,14 +158,14 @@ class PictureStream:
             self._starts.popleft()
         return dict(taken=taken, **self._starts[0]._asdict())
 
-    def go_to(self, place: dict[str, Any]) -> None:
-        """Go on from a place; the shards, the seed and `shuffle_buffer` must be those of the stream that was there.
+    def go_to(self, bookmark: dict[str, Any]) -> None:
+        """Go on from a bookmark; the shards, the seed and `shuffle_buffer` must be those of the stream that was there.
 
         Args:
-            place: From [`place`].
+            bookmark: From [`bookmark`].
         """
-        self._taken = place["taken"]
-        self._starts = deque([BlockStart(place["first"], place["epoch"], place["state"])])
+        self._taken = bookmark["taken"]
+        self._starts = deque([BlockStart(bookmark["first"], bookmark["epoch"], bookmark["state"])])
 
     def _shuffled(self) -> Iterator[dict]:
         first, epoch, state = self._starts[0]

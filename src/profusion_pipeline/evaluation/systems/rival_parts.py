@@ -24,11 +24,11 @@ ATTENTION = (*PROJECTIONS, "to_out.0")  # the layers that LoRA changes in the re
 
 
 class WordPrompts(NamedTuple):
-    """Prompts with places for a word.
+    """Prompts with room for a word.
 
     Args:
         input_ids: Token ids. [P, T]
-        positions: The first place of the word. [P]
+        positions: The first position of the word. [P]
     """
 
     input_ids: torch.Tensor
@@ -56,10 +56,10 @@ def word_prompts(
         tensor([5])
     """
     placeholder = pipe.config.placeholder
-    words = " ".join([*class_noun.split()[:-1], placeholder])
+    noun = " ".join([*class_noun.split()[:-1], placeholder])
     input_ids, positions = tokenize_subject_prompts(
         pipe.tokenizer,
-        [prompt.replace(placeholder, words) for prompt in prompts],
+        [prompt.replace(placeholder, noun) for prompt in prompts],
         placeholder=placeholder,
         num_subject_tokens=num_words,
         pad=pad,
@@ -91,7 +91,7 @@ def encode_word(text_encoder: nn.Module, prompts: WordPrompts, vectors: torch.Te
 
     Args:
         text_encoder: Of the pipeline.
-        prompts: With the word's places.
+        prompts: With room for the word.
         vectors: Of the word; as many as prompts, or one for all. [P, L, D]
 
     Returns:
@@ -108,8 +108,8 @@ def encode_word(text_encoder: nn.Module, prompts: WordPrompts, vectors: torch.Te
         True
     """
     embeddings = getattr(text_encoder, "text_model", text_encoder).embeddings  # transformers 4 nests what 5 doesn't
-    places = prompts.positions[:, None] + torch.arange(vectors.shape[1], device=prompts.positions.device)  # [P, L]
-    return encode_subject_prompts(text_encoder, *prompts, vectors + embeddings.position_embedding(places))
+    positions = prompts.positions[:, None] + torch.arange(vectors.shape[1], device=prompts.positions.device)  # [P, L]
+    return encode_subject_prompts(text_encoder, *prompts, vectors + embeddings.position_embedding(positions))
 
 
 def denoising_losses(
