@@ -228,3 +228,31 @@ def test_files_named_in_prose_are_there(path):
 
 def test_a_file_named_in_prose_is_seen():
     assert files_named_in_prose("`old_name.py` has it, and `method/entry.py`, not os.py") == {"old_name.py", "entry.py"}
+
+
+def unfinished_errors(code: str) -> set[str]:
+    """Texts of errors that don't end with a full stop, of those that are written where the error is raised."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            text = node.exc.args[0]
+            last = text.values[-1] if isinstance(text, ast.JoinedStr) else text
+            written = isinstance(text, ast.JoinedStr | ast.Constant)
+            if written and not (isinstance(last, ast.Constant) and str(last.value).endswith(".")):
+                found.add(ast.unparse(node.exc))
+    return {error for error in found if not error.startswith(("argparse.ArgumentTypeError", "AttributeError"))}
+
+
+def test_an_error_without_its_full_stop_is_seen():
+    code = "raise ValueError('no')\nraise ValueError(f'{x}')\nraise ValueError('Yes.')\nraise OSError(text)"
+    assert unfinished_errors(code) == {"ValueError('no')", "ValueError(f'{x}')"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_errors_end_with_a_full_stop(path):
+    assert not unfinished_errors(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_file_can_be_read_in_one_go(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

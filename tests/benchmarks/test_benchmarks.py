@@ -87,6 +87,7 @@ def test_every_mode_of_full_size(mode):
     assert "seconds_of_first_call" not in figures
 
 
+@pytest.mark.slow
 def test_full_size_alone_and_in_the_table(tmp_path, capsys):
     """Two modes in processes of their own; the second needs xFormers or a GPU, and the table says so."""
     modes = ["m = 0", "m = 1, xFormers"]
@@ -184,6 +185,7 @@ def test_modes_of_customize(customize, mode):
     assert figures["megabytes"] > 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is here, so nothing is missing")
 def test_customize_in_the_table(customize, tmp_path, capsys):
     """8 bits need bitsandbytes: the table says what is missing."""

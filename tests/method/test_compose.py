@@ -362,6 +362,7 @@ def test_offload_on_a_gpu(pipe, mode):
 # ---------------------------------------------------------------------------------------- compiled
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 def test_compiled_without_breaks_and_without_recompiling(pipe):
     """One graph for each model, in which nothing breaks; after a first call nothing is compiled again."""

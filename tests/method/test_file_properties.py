@@ -68,6 +68,7 @@ def pipe():
     return tiny_pipeline()
 
 
+@pytest.mark.slow
 @bounded
 def test_a_changed_concept_draws_or_is_refused(pipe, learnt, tmp_path, seed):
     luck = random.Random(seed)

@@ -30,7 +30,7 @@ OLD = TESTS / "repositories" / "2026_11"  # saved when all code lay at the top, 
 CHANGES = {
     "fusion_sampling.py": ("renewed_noise - predicted_noise", "predicted_noise - renewed_noise"),
     "modeling_promptnet.py": ("PromptNetOutput(prompt_embeds=prompt_embeds)", "PromptNetOutput(2 * prompt_embeds)"),
-    "pipeline_profusion.py": ("if not torch.isfinite(tensor).all():", "if not tensor.add_(1).isfinite().all():"),
+    "noisy_latents.py": ("if not torch.isfinite(tensor).all():", "if not tensor.add_(1).isfinite().all():"),
 }
 
 

@@ -75,9 +75,9 @@ def test_a_long_suffix_is_cut_before_the_end_token(text):
 
 
 @pytest.mark.parametrize(("words", "num_subject_tokens"), [(75, 1), (72, 4), (100, 1)])
-def test_placeholder_beyond_the_last_place(text, words, num_subject_tokens):
+def test_placeholder_beyond_the_last_position(text, words, num_subject_tokens):
     tokenizer, _ = text
-    with pytest.raises(ValueError, match=rf"at token {words + 1} with {num_subject_tokens} places"):
+    with pytest.raises(ValueError, match=rf"at token {words + 1} with {num_subject_tokens} positions"):
         tokenize(tokenizer, "dog " * words + "S*", num_subject_tokens=num_subject_tokens)
     if words < 77:
         ids, positions = tokenize(tokenizer, "dog " * (words - 1) + "S*", num_subject_tokens=num_subject_tokens)

@@ -123,6 +123,7 @@ def files_of(folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_card_of_a_pipeline_on_the_hub_goes_with_it(folders, tmp_path):
     source = export_pipeline(folders["pipeline"], tmp_path / "model", license="mit")
     files = files_of(source)
@@ -164,6 +165,7 @@ def test_nothing_is_learnt_without_a_token(folders, tmp_path, monkeypatch, capsy
     assert "Pushing needs a token of the Hub" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_demo_is_published_with_its_own_card(tmp_path):
     own = (DEMO_FOLDER / "README.md").read_bytes()
     assert pushed(["demo", "me/avatars"], tmp_path)["README.md"] == own

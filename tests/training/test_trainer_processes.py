@@ -46,7 +46,7 @@ def run(*command: str | Path, **environment: str | Path) -> subprocess.Completed
 @pytest.mark.parametrize(
     "kills, data",
     [
-        (3, "folder"),
+        pytest.param(3, "folder", marks=pytest.mark.slow),
         pytest.param(10, "folder", marks=pytest.mark.slow),
         pytest.param(10, "stream", marks=pytest.mark.slow),
     ],

@@ -230,7 +230,7 @@ def read_record(source: Any, name: str = "picture") -> dict[str, Any]:
             picture.load()
             text = picture.info.get(CHUNK) if picture.format == "PNG" else _exif_comment(picture)
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"`{name}` must be a whole image, cannot read it: {quoting.brief(error)}") from error
+            raise ValueError(f"`{name}` must be a whole image, cannot read it: {quoting.brief(error)}.") from error
     if not isinstance(text, str):
         raise ValueError(
             f"`{name}` must be a picture that says how it was made, as `profusion generate` writes them without "
@@ -241,7 +241,7 @@ def read_record(source: Any, name: str = "picture") -> dict[str, Any]:
         _check_record(record)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`{name}` must hold a record of `profusion generate`, got another one: {quoting.brief(error)}"
+            f"`{name}` must hold a record of `profusion generate`, got another one: {quoting.brief(error)}."
         ) from error
     return record
 

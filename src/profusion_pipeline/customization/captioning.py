@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ..method.quoting import quote
+from ..method.quoting import brief, quote
 
 # A phrase with one of these is about the person; who customises to a dog or a mug gives a list of their own.
 PERSON_WORDS = (
@@ -82,7 +82,9 @@ def describe_photo(
         processor = AutoProcessor.from_pretrained(captioner)
         model = AutoModelForImageTextToText.from_pretrained(captioner).to(device).eval()
     except (OSError, ValueError) as error:
-        raise ValueError(f"`captioner` must name an image-to-text model, got {quote(captioner)}: {error}") from error
+        raise ValueError(
+            f"`captioner` must name an image-to-text model, got {quote(captioner)}: {brief(error)}."
+        ) from error
     inputs = processor(images=photo, return_tensors="pt").to(device)
     with torch.no_grad():
         tokens = model.generate(**inputs, max_new_tokens=40)  # [1, T]

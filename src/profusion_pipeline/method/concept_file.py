@@ -265,7 +265,7 @@ class Concept:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
-                f"{whole_files.shown_path(path)} isn't a whole safetensors file: {quoting.brief(error)}"
+                f"{whole_files.shown_path(path)} isn't a whole safetensors file: {quoting.brief(error)}."
             ) from error
         if "concept" not in metadata or any(f"subject.{name}" not in tensors for name in SUBJECT):
             raise ValueError(f"{whole_files.shown_path(path)} is a safetensors file, but holds no concept.")
@@ -279,7 +279,9 @@ class Concept:
             known = {name: facts[name] for name in FACTS}
             return cls(**subject, changes=tensors, **known, thumbnail=thumbnail)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{whole_files.shown_path(path)} holds no concept that can be used: {error}") from error
+            raise ValueError(
+                f"{whole_files.shown_path(path)} holds no concept that can be used: {quoting.brief(error)}."
+            ) from error
 
     @staticmethod
     def _download(repo_id: str, **hub_options: Any) -> Path:
@@ -288,7 +290,7 @@ class Concept:
         except (OSError, ValueError) as error:  # huggingface_hub's own are among these
             raise OSError(
                 f"There is no concept at {quoting.quote(repo_id)}, neither a folder nor on the Hub: "
-                f"{quoting.brief(error)}"
+                f"{quoting.brief(error)}."
             ) from error
 
     def push_to_hub(

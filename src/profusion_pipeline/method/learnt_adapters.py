@@ -33,7 +33,7 @@ def refusing_other_bases() -> Iterator[None]:
             raise
         detail = next((line for line in str(error).splitlines() if OTHER_BASE[0] in line), str(error))
         raise ValueError(
-            f"The LoRA must be made for a base model like this one, got one with other layers: {quoting.brief(detail)}"
+            f"The LoRA must be made for a base model like this one, got one with other layers: {quoting.brief(detail)}."
         ) from error
 
 

@@ -141,7 +141,7 @@ def _open_bytes(source: Any, name: str) -> BinaryIO:
         content = source.read()
     except ValueError as error:  # closed, or text that isn't in its encoding
         raise ValueError(
-            f"`{name}` must be a file open in binary mode, got one that can't be read: {quoting.brief(error)}"
+            f"`{name}` must be a file open in binary mode, got one that can't be read: {quoting.brief(error)}."
         ) from error
     if not isinstance(content, bytes):
         raise TypeError(

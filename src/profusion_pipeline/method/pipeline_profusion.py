@@ -328,7 +328,7 @@ class ProFusionPipeline(
         kept = structure.keep(begun.masks, (height, width), clean, noise, self.scheduler, begin)
 
         # 8. Denoise: at every timestep the fusion stage, which stays there, then the refinement stage, which moves on
-        step_settings, watched = self.prepare_extra_step_kwargs(generator, eta), noisy_latents.FiniteSteps(timesteps)
+        step_options, watched = self.prepare_extra_step_kwargs(generator, eta), noisy_latents.FiniteSteps(timesteps)
         self._show_to_callbacks(state, len(timesteps))
         for i, t in enumerate(self.progress_bar(timesteps)):
             if self.interrupt:
@@ -342,7 +342,7 @@ class ProFusionPipeline(
                 latents = kept.put_back(latents, i)
             rows, model_input = refinement if guided[i] else unguided, self.scheduler.scale_model_input(latents, t)
             model_output = prediction.predict(state, rows, model_input, t, shared, controlled[i])
-            latents = self.scheduler.step(model_output, t, latents, **step_settings, return_dict=False)[0]
+            latents = self.scheduler.step(model_output, t, latents, **step_options, return_dict=False)[0]
             latents = kept.put_back(latents, i + 1)
             watched.add(latents)
             if callback_on_step_end is not None:

@@ -56,13 +56,13 @@ def brief(text: Any) -> str:
         text: Its error, or a text.
 
     Returns:
-        One line of at most 180 characters, the name of the error if it says nothing.
+        One line of at most 180 characters without a full stop, the name of the error if it says nothing.
 
     Example:
         >>> brief(ValueError("no such file:\\n" + "x" * 1000))[:20]
         'no such file: xxxxxx'
     """
-    line = " ".join(str(text).split()) or type(text).__name__
+    line = " ".join(str(text).split()).removesuffix(".") or type(text).__name__
     return line if len(line) <= 2 * LONGEST else f"{line[: 2 * LONGEST - 3]}..."
 
 

@@ -141,7 +141,7 @@ def open_image(image: Reference, name: str = "image") -> Iterator[Image.Image | 
     except OSError as error:  # of opening and reading a file; what decoding says is told by `_decode`
         what = quoting.quote(image) if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
         raise ValueError(
-            f"`{name}` must be a file that can be read, {what} is not one: {quoting.brief(error)}"
+            f"`{name}` must be a file that can be read, {what} is not one: {quoting.brief(error)}."
         ) from error
 
 

@@ -136,7 +136,7 @@ class SubjectEmbedding:
             tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(
-                f"{whole_files.shown_path(path)} isn't a whole safetensors file: {quoting.brief(error)}"
+                f"{whole_files.shown_path(path)} isn't a whole safetensors file: {quoting.brief(error)}."
             ) from error
         names = set(cls.__dataclass_fields__)
         if set(tensors) != names:
@@ -147,4 +147,6 @@ class SubjectEmbedding:
         try:
             return cls(**tensors)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{whole_files.shown_path(path)} holds no subject that can be drawn: {error}") from error
+            raise ValueError(
+                f"{whole_files.shown_path(path)} holds no subject that can be drawn: {quoting.brief(error)}."
+            ) from error

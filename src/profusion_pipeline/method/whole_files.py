@@ -18,6 +18,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from . import quoting
+
 SCRATCH = re.compile(r"\.profusion-([0-9a-f]{8})-(\d{1,9})-\w{8}")
 REPLACED = "replaced"  # in a scratch folder: what has left its place
 DAY = 24 * 60 * 60
@@ -111,7 +113,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # as files, torch and safetensors say that a disk is full
         why = getattr(error, "strerror", None) or error  # without the name in the scratch folder
-        raise OSError(f"{shown_path(path)} could not be written, what was there before is whole: {why}") from error
+        raise OSError(
+            f"{shown_path(path)} could not be written, what was there before is whole: {quoting.brief(why)}."
+        ) from error
 
 
 def shown_path(path: str | os.PathLike) -> str:

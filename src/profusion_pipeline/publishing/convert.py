@@ -160,7 +160,7 @@ def _local_folder(source: str | os.PathLike) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(
             f"`source` must be a folder or a repository on the Hub, {shown_path(source)} is no folder here, "
-            f"and the Hub says: {brief(error)}"
+            f"and the Hub says: {brief(error)}."
         ) from error
 
 

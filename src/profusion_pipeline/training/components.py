@@ -156,7 +156,7 @@ def _load(config: TrainingConfig, cls: type, name: str, repository: str | None =
         return cls.from_pretrained(repository, **inside)
     except OSError as error:
         raise ValueError(
-            f"`model` must come with a {name}, can't load it from {shown_path(repository)}: {brief(error)}"
+            f"`model` must come with a {name}, can't load it from {shown_path(repository)}: {brief(error)}."
         ) from error
 
 

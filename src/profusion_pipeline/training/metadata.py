@@ -50,7 +50,7 @@ def read_metadata(path: Path, *, allow_outside_files: bool = False) -> dict[str,
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} must be one JSON object, got {quote(line)}: {brief(error)}") from error
+            raise ValueError(f"{where} must be one JSON object, got {quote(line)}: {brief(error)}.") from error
         if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
             raise ValueError(f"{where} must be an object with a text `file_name`, got {quote(line)}.")
         others = row.get("ref_img") or []

@@ -65,7 +65,7 @@ def open_picture_stream(data: str, *, captions: bool = True) -> "IterableDataset
         dataset = load_dataset(data, split="train", streaming=True)
     except READ_ERRORS as error:
         raise ValueError(
-            f"`data` must be a data set that the datasets library can stream, can't open {quote(data)}: {brief(error)}"
+            f"`data` must be a data set that the datasets library can stream, can't open {quote(data)}: {brief(error)}."
         ) from error
     columns = dataset.features or {}
     pictures = [name for name, feature in columns.items() if isinstance(feature, ImageFeature)]
@@ -194,7 +194,7 @@ class PictureStream:
                 yield example
         except READ_ERRORS as error:
             raise ValueError(
-                f"`data` must be readable to its end, can't read on after {last}: {brief(error)}"
+                f"`data` must be readable to its end, can't read on after {last}: {brief(error)}."
             ) from error
 
     def _sample(self, number: int, example: dict) -> Sample:
@@ -275,4 +275,4 @@ def open_encoded_picture(encoded: dict[str, Any] | None, *, name: str, folder: s
             content = Path(here).absolute() if whole else ImageFeature().decode_example(encoded)
         return load_reference_image(content, "image")
     except READ_ERRORS as error:
-        raise ValueError(f"`data` must hold whole pictures, {name} is not one: {brief(error)}") from error
+        raise ValueError(f"`data` must hold whole pictures, {name} is not one: {brief(error)}.") from error

@@ -290,7 +290,7 @@ def _make_repository(repo_id: str) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`hub_model_id` must name a repository that can be made or written, {quote(repo_id)} is not "
-            f"one: {brief(error)}"
+            f"one: {brief(error)}."
         ) from error
 
 
