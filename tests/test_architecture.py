@@ -48,6 +48,7 @@ SHIPPED = {
     "modeling_promptnet": {"torch", "numpy", "diffusers"},
     "learnt_adapters": {"torch"},
     "learnt_subject": {"diffusers", "torch", "transformers"},
+    "image_prompts": {"torch", "diffusers"},
     "loading": {"torch", "diffusers", "transformers"},
     "card": {"torch", "huggingface_hub"},
     "repository": {"huggingface_hub"},

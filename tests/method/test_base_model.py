@@ -17,11 +17,6 @@ def test_models_that_every_step_needs_are_not_shuffled(pipe):
     assert not {"promptnet", "text_encoder"} & set(pipe.model_cpu_offload_seq.split("->"))
 
 
-def test_there_is_no_ip_adapter(pipe):
-    with pytest.raises(TypeError, match="has no IP-Adapter, PromptNet has its place: give the photo as `image`"):
-        pipe.load_ip_adapter("h94/IP-Adapter")
-
-
 def test_a_required_safety_checker_is_missed_aloud(components, caplog):
     ProFusionPipeline(**components)
     assert "safety_checker" not in caplog.text

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..method.adapters import pipeline_hash
 from ..method.concept_file import Concept
+from ..method.image_prompts import projections
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.shared_models import in_use
 from ..method.subject_embedding import SubjectEmbedding
@@ -342,6 +343,8 @@ def _check_pipeline(pipe: Any) -> None:
                 f"Customising changes to_q, to_k and to_v, which {type(model).__name__} has fused: "
                 "`unfuse_qkv_projections()` first."
             )
+    if projections(pipe.unet):
+        raise ValueError("Customising needs a UNet without IP-Adapters: `unload_ip_adapter()` first.")
     if not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise ValueError(
             f"Customising needs a scheduler with alphas_cumprod, {type(pipe.scheduler).__name__} has none: "

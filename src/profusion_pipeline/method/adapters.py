@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 BASE = "__base__"  # PEFT's name for "no adapter"
+_IP_ADAPTER = re.compile(r"^encoder_hid_proj\.image_projection_layers\.|\.to_[kv]_ip\.")
 SAMPLED = 2**16  # entries of a weight that count for the hash, at most
 
 
@@ -25,7 +27,7 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         model: With or without adapters of PEFT, compiled or not.
 
     Returns:
-        Name -> parameter, without those of adapters.
+        Name -> parameter, without those of adapters and of IP-Adapters.
 
     Example:
         >>> list(base_weights(nn.Linear(2, 2)))
@@ -34,7 +36,7 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name.replace(".base_layer.", ".").replace("_orig_mod.", ""): parameter
         for name, parameter in model.named_parameters()
-        if ".lora_" not in name
+        if ".lora_" not in name and not _IP_ADAPTER.search(name)
     }
 
 
@@ -192,11 +194,13 @@ class RowAdapters(NamedTuple):
         groups: Adapter, weight, and the rows to which it adds that much of its change.
         left_out: Adapters that compute no other rows, even if they are active.
         num_rows: Of the batch; None where `groups` is empty.
+        image_rows: Whether each row reads the picture of an IP-Adapter; None where all do. [rows]
     """
 
     groups: tuple[tuple[str, float, tuple[int, ...]], ...] = ()
     left_out: tuple[str, ...] = ()
     num_rows: int | None = None
+    image_rows: torch.Tensor | None = None
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[tuple[str, float]]], left_out: Sequence[str] = ()) -> "RowAdapters":
@@ -328,6 +332,28 @@ def _change(layer: nn.Module, name: str, weight: float, batch: torch.Tensor) -> 
     """What an adapter adds to a layer's output, in PEFT's own arithmetic."""
     down, up = layer.lora_A[name], layer.lora_B[name]
     return up(down(layer.lora_dropout[name](batch.to(down.weight.dtype)))) * (layer.scaling[name] * weight)
+
+
+def follow_image_rows(projection: nn.Module) -> None:
+    """Let what reads an IP-Adapter's pictures ask, whenever it runs, which rows have one: the others' tokens are 0.
+
+    Args:
+        projection: The UNet's `encoder_hid_proj`, with IP-Adapters.
+
+    Example:
+        >>> follow_image_rows(pipe.unet.encoder_hid_proj)  # doctest: +SKIP
+    """
+    with _FOLLOWING:
+        if _keep_image_rows not in projection._forward_hooks.values():
+            projection.register_forward_hook(_keep_image_rows)
+
+
+def _keep_image_rows(projection: nn.Module, args: tuple, output: list[torch.Tensor]) -> list[torch.Tensor] | None:
+    """Tokens [rows, n, T, D] of each IP-Adapter"""
+    reads = _current_rows().image_rows
+    if reads is None:
+        return None
+    return [torch.where(reads.view(-1, *[1] * (tokens.ndim - 1)), tokens, 0) for tokens in output]
 
 
 def is_compiled(model: nn.Module) -> bool:

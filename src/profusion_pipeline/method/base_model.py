@@ -126,18 +126,6 @@ class BaseModel(
         """Pixels per latent cell, along one side."""
         return framing.vae_scale_factor(self.vae)
 
-    def load_ip_adapter(self, *args, **kwargs) -> None:
-        """There is none: PromptNet has its place, and the call's `image` its argument.
-
-        Args:
-            *args: Not read.
-            **kwargs: Not read.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError("This pipeline has no IP-Adapter, PromptNet has its place: give the photo as `image`.")
-
     def clone(self) -> Self:
         """Another pipeline around the same models, with a scheduler and a tokenizer of its own: one for each thread.
 

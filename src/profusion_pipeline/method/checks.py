@@ -20,8 +20,8 @@ HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 # Arguments of other pipelines, and what has their place here.
 ELSEWHERE = {
-    "ip_adapter_image": "`image` is the photo of the subject, which PromptNet reads in place of an IP-Adapter",
-    "ip_adapter_image_embeds": "`subject` takes what `encode_subject` made of a photo",
+    "ip_adapter_image": "`image` is the photo that PromptNet reads, a `LearntSubject` has that of a loaded IP-Adapter",
+    "ip_adapter_image_embeds": "`subject` takes what `encode_subject` made of a photo, or a `LearntSubject` with these",
     "input_id_images": "`image` is the photo of the subject",
     "id_embeds": "`subject` takes what `encode_subject` made of a photo",
     "prompt_2": "every text encoder reads `prompt`",

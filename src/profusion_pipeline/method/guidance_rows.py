@@ -190,6 +190,7 @@ class GuidanceRows:
         promptnet_adapters: The same of PromptNet's rows, those with S* alone.
         other_unets: UNets that compute some of the rows, each with the rows' numbers.
         base_rows: The numbers of all others, or None where the pipeline's own UNet computes all.
+        image_embeds: What each loaded IP-Adapter reads of every row; nothing where none is. [rows, n, F]
 
     Example:
         >>> states = torch.zeros(1, 77, 8)
@@ -212,6 +213,7 @@ class GuidanceRows:
     promptnet_adapters: adapters.RowAdapters = adapters.NOBODY
     other_unets: tuple[tuple[torch.nn.Module, torch.Tensor], ...] = ()
     base_rows: torch.Tensor | None = None
+    image_embeds: tuple[torch.Tensor, ...] = ()
 
     @classmethod
     def plan(

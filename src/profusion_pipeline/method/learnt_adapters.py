@@ -113,6 +113,7 @@ class LearntAdaptersMixin:
         """The concept or learnt subject of each picture, from those of each prompt."""
         learnt = [one if learnt_subject.is_learnt(one) else None for one in subjects]
         self._prepare_adapters(learnt)
+        self._check_image_prompts(learnt)
         for one in filter(None, learnt):
             self._check_unet(one.unet)
         names, learnt = (
@@ -141,6 +142,15 @@ class LearntAdaptersMixin:
                 state.concepts, rows.owner, rows.num_shared, num_made, state.lora_scale, elsewhere
             )
             numbers = [row for row in range(len(rows.owner)) if row not in elsewhere]
+            image_embeds, reads = self._image_embeds_of_rows(
+                state.images,
+                rows.owner.tolist(),
+                num_null=rows.num_null,
+                num_shared=rows.num_shared,
+                base_guidance=state.concepts.base_guidance,
+            )
+            if reads is not None:
+                unet_adapters = unet_adapters._replace(image_rows=reads[numbers])
             planned.append(
                 replace(
                     rows,
@@ -148,6 +158,7 @@ class LearntAdaptersMixin:
                     promptnet_adapters=promptnet_adapters,
                     other_unets=tuple((unet, rows.owner.new_tensor(rows_of_it)) for unet, rows_of_it in others),
                     base_rows=rows.owner.new_tensor(numbers) if others else None,
+                    image_embeds=image_embeds,
                 )
             )
         return tuple(planned)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from diffusers.utils import logging
 from torch import nn
 from transformers import CLIPTokenizer
 
-from . import checks, quoting, subject_prompt
+from . import checks, quoting, reference_images, subject_prompt
 
 logger = logging.get_logger(__name__)
 
@@ -29,10 +30,15 @@ class LearntSubject:
             less than 0 leads away.
         unet: In place of adapters a whole UNet that was fine-tuned with the words, as DreamBooth does it. It computes
             ε_{S*,C} in a call of its own, beside the base's, and lies in memory beside it.
+        ip_adapter_image: A picture for the IP-Adapter that `load_ip_adapter` has loaded, which ε_{S*,C} reads beside
+            the words, and nothing else does. Of several IP-Adapters a list with an entry for each, which may be a list.
+        ip_adapter_image_embeds: In its place what `prepare_ip_adapter_image_embeds` of diffusers makes, a tensor for
+            each IP-Adapter. [1, n, F], or [2, n, F] with that of the null prompt first
 
     Raises:
-        TypeError: A text is none, or a scale no number.
-        ValueError: A text is empty, a scale isn't finite, scales and adapters differ in number, or there is a UNet too.
+        TypeError: A text is none, a scale no number, or an IP-Adapter's picture none.
+        ValueError: A text is empty, a scale isn't finite, scales and adapters differ in number, arguments exclude each
+            other, or a picture can't be read.
 
     Example:
         >>> LearntSubject("sks dog", class_noun="dog", adapter="dog", scale=0.8).adapters
@@ -44,6 +50,8 @@ class LearntSubject:
     adapter: str | Sequence[str] | None = None
     scale: float | Sequence[float] = 1.0
     unet: nn.Module | None = field(default=None, repr=False)
+    ip_adapter_image: Any = field(default=None, repr=False, compare=False)
+    ip_adapter_image_embeds: Sequence[torch.Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def adapters(self) -> tuple[tuple[str, float], ...]:
@@ -51,6 +59,13 @@ class LearntSubject:
         names = () if self.adapter is None else (self.adapter,) if isinstance(self.adapter, str) else self.adapter
         scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale] * len(names)
         return tuple(zip(names, scales, strict=True))
+
+    @property
+    def ip_adapter_given(self) -> dict[str, list]:
+        """What there is for IP-Adapters, by its argument's name: an entry for each of them."""
+        if self.ip_adapter_image_embeds is not None:
+            return {"ip_adapter_image_embeds": list(self.ip_adapter_image_embeds)}
+        return {} if self.ip_adapter_image is None else {"ip_adapter_image": self.ip_adapter_image}
 
     def weighted_adapters(self, active: Sequence[str], lora_scale: float) -> list[tuple[str, float]]:
         """Each adapter and its weight in a model, in a call that weighs LoRAs.
@@ -71,6 +86,7 @@ class LearntSubject:
 
     def __post_init__(self):
         self._check_adapters()
+        self._check_image_prompt()
         for name in ("words", "class_noun"):
             text = getattr(self, name)
             if not isinstance(text, str):
@@ -78,6 +94,25 @@ class LearntSubject:
             checks.check_characters(name, text)
             if not text.strip():
                 raise ValueError(f"`{name}` of a LearntSubject must have at least one sign, got {quoting.quote(text)}.")
+
+    def _check_image_prompt(self) -> None:
+        pictures, embeds = self.ip_adapter_image, self.ip_adapter_image_embeds
+        of_learnt = "of a LearntSubject exclude each other, got both."
+        if pictures is not None and embeds is not None:
+            raise ValueError(f"`ip_adapter_image` and `ip_adapter_image_embeds` {of_learnt}")
+        if self.unet is not None and (pictures is not None or embeds is not None):
+            raise ValueError(f"`unet` and a picture for an IP-Adapter {of_learnt}")
+        if pictures is not None:  # read once: it may be an open file
+            each = pictures if isinstance(pictures, list) else [pictures]
+            read = [reference_images.load_reference_images(one, name="ip_adapter_image") for one in each]
+            object.__setattr__(self, "ip_adapter_image", read)
+        if embeds is not None and not (
+            isinstance(embeds, list | tuple) and embeds and all(isinstance(one, torch.Tensor) for one in embeds)
+        ):
+            raise TypeError(
+                "`ip_adapter_image_embeds` of a LearntSubject must be a list of tensors, one for each IP-Adapter, got "
+                f"{quoting.quote(embeds)}."
+            )
 
     def _check_adapters(self) -> None:
         given = self.adapter if isinstance(self.adapter, list | tuple) else [self.adapter]

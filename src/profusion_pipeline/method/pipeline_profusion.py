@@ -23,6 +23,7 @@ from . import (
     control,
     fusion_stage,
     guidance_scales,
+    image_prompts,
     learnt_adapters,
     learnt_subject,
     loading,
@@ -42,6 +43,7 @@ from . import (
 class ProFusionPipeline(
     concept_loader.ConceptLoaderMixin,
     learnt_adapters.LearntAdaptersMixin,
+    image_prompts.ImagePromptsMixin,
     call_texts.CallTextsMixin,
     callbacks.CallbackMixin,
     loading.LoadingMixin,
@@ -315,6 +317,7 @@ class ProFusionPipeline(
             cross_attention_kwargs=cross_attention_kwargs,
             lora_scale=lora_scale,
             added=self._added_conditions(null, class_text, height, width, base_inputs),
+            images=self._encode_image_prompts(concepts),
         )
         fusion, refinement, unguided = self._plan_rows(state)
         shared = prediction.SharedSubject(guidance)

@@ -16,6 +16,7 @@ from . import (
     fusion_sampling,
     guidance_rows,
     guidance_scales,
+    image_prompts,
     prompt_pieces,
     subject_prompt,
     text_alignment,
@@ -39,6 +40,7 @@ class CallState:
         cross_attention_kwargs: What the UNet's attention processors take.
         lora_scale: Of the text encoders' LoRA, on top of `set_adapters`.
         added: What Stable Diffusion XL's UNet reads beside the time; else None.
+        images: What loaded IP-Adapters may read; else None.
 
     Example:
         >>> replace(state, guidance=replace(state.guidance, guidance_scale=3.0))  # doctest: +SKIP
@@ -54,6 +56,7 @@ class CallState:
     cross_attention_kwargs: dict[str, Any] | None
     lora_scale: float
     added: xl_conditions.AddedConditions | None = None
+    images: image_prompts.ImagePrompts | None = None
 
     @functools.cached_property
     def compiled(self) -> bool:
@@ -195,6 +198,8 @@ def predict(
     x_t, residuals = latents[rows.owner], None
     if controlled is not None:
         residuals = controlled.residuals(x_t, t, text_states, added, rows.owner, rows.num_null)
+    if rows.image_embeds:
+        added = (added or {}) | {"image_embeds": list(rows.image_embeds)}
     inputs = (state, x_t, t, text_states, added, residuals)
     with adapters.computed_by(rows.unet_adapters, compiled=state.compiled):
         output = _unet_output(state.models["unet"], *inputs, rows.base_rows)
@@ -218,14 +223,17 @@ def _unet_output(
     latents: torch.Tensor,
     t: torch.Tensor,
     text_states: torch.Tensor,
-    added: dict[str, torch.Tensor] | None,
+    added: dict[str, Any] | None,
     residuals: control.Residuals | None,
     numbers: torch.Tensor | None,
 ) -> torch.Tensor:
     """What a UNet makes of all rows, or of those with some numbers. [rows, C, h, w]"""
     if numbers is not None:
         latents, text_states = latents[numbers], text_states[numbers]
-        added = added and {name: tensor[numbers] for name, tensor in added.items()}
+        added = added and {
+            name: [one[numbers] for one in of_rows] if name == "image_embeds" else of_rows[numbers]
+            for name, of_rows in added.items()
+        }
         residuals = residuals and control.of_rows(residuals, numbers)
         if not len(numbers):
             return latents

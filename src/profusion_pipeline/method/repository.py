@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, create_repo
 
-from . import card, checks, older_saves, whole_files
+from . import card, checks, image_prompts, older_saves, whole_files
 
 CODE = "profusion_method.py"
 
@@ -232,6 +232,10 @@ class RepositoryMixin:
 
     def _check_no_adapters(self) -> None:
         """Layers with adapters have other weights' names, which nothing would load again."""
+        if image_prompts.projections(self.unet):
+            raise ValueError(
+                "A pipeline can't be saved while its UNet holds an IP-Adapter: `unload_ip_adapter()` first."
+            )
         changed = [name for name, part in self.components.items() if getattr(part, "peft_config", None)]
         if changed:
             raise ValueError(
