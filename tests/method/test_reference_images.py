@@ -239,7 +239,10 @@ def test_other_modes(photo, mode):
 
 
 def test_transparency_of_16_bit_grey(tmp_path):
-    Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=0)
+    try:
+        Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)).save(tmp_path / "a.png", transparency=0)
+    except OSError:
+        pytest.skip("this Pillow can't write such a file")
     assert pixels(load_reference_image(tmp_path / "a.png"))[0, :, 0].tolist() == [255, 255]
 
 

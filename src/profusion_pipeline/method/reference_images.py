@@ -150,7 +150,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # Pillow's readers of formats raise whatever their arithmetic runs into
-        closed = isinstance(error, AssertionError) or "closed" in str(error)
+        # Each version of Pillow has its own way to say it; 10.1 only has no file any more.
+        closed = isinstance(error, AssertionError) or "closed" in str(error) or getattr(image, "fp", image) is None
         advice = "; call its `load()` before its file is closed" if closed else ""
         raise ValueError(
             f"`{name}` must be a whole image, cannot read it to its end: {quoting.brief(error)}{advice}."
