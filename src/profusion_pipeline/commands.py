@@ -103,10 +103,12 @@ def _customize(args: argparse.Namespace) -> None:
         args.refuse("--sample-prompts, --license and --base-model are for the card: add --push-to-hub")
 
     from .common.files import check_folder, whole_folder, write_or_keep
+
+    check_folder(out, "--out")
+
     from .common.open_pipeline import DEMO, load_pipeline
     from .method.card import check_facts
 
-    check_folder(out, "--out")
     check_facts(base_model=args.base_model, license=args.license)
     if args.push_to_hub is not None:
         from .publishing.export import claim_repository
