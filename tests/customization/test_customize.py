@@ -155,7 +155,9 @@ def test_settings_go_before_the_config(pipe):
 
 
 def test_a_base_without_promptnet(components):
-    parts = {name: part for name, part in components.items() if name not in ("promptnet", "image_encoder")}
+    parts = {
+        name: part for name, part in components.items() if name not in ("promptnet", "image_encoder", "controlnet")
+    }
     base = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     with pytest.raises(ValueError, match="needs a pipeline with `promptnet`, this StableDiffusionPipeline has none"):
         with customizing(base, photo(), QUICK):

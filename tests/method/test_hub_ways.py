@@ -76,7 +76,7 @@ def settings(tmp_path_factory):
     pipe = ProFusionPipeline(**make_components())  # a tokenizer that was used remembers the length
     pipe.save_pretrained(folders["first"])
     ProFusionPipeline(**make_components()).to(torch.float16).save_pretrained(folders["first"], variant="fp16")
-    parts = {name: part for name, part in pipe.components.items() if name not in ("promptnet",)}
+    parts = {name: part for name, part in pipe.components.items() if name not in ("promptnet", "controlnet")}
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folders["stable_diffusion"])
 
     write_second_version(work / "second_version")
@@ -92,7 +92,7 @@ def settings(tmp_path_factory):
     expected["xl"] = hub_checks.xl_latents(ProFusionXLPipeline(**make_xl_components()))
     xl = ProFusionXLPipeline(**make_xl_components())
     xl.save_pretrained(folders["xl"])
-    base = {name: part for name, part in xl.components.items() if name != "promptnet"}
+    base = {name: part for name, part in xl.components.items() if name not in ("promptnet", "controlnet")}
     StableDiffusionXLPipeline(**base | dict(image_encoder=None, feature_extractor=None)).save_pretrained(
         folders["stable_diffusion_xl"]
     )

@@ -22,7 +22,7 @@ def folders(tmp_path_factory):
     work = tmp_path_factory.mktemp("hub")
     components = make_components()
     ProFusionPipeline(**components).save_pretrained(work / "pipeline")
-    sd = {name: part for name, part in components.items() if name != "promptnet"}
+    sd = {name: part for name, part in components.items() if name not in ("promptnet", "controlnet")}
     sd |= dict(image_encoder=None, feature_extractor=None)
     StableDiffusionPipeline(**sd, requires_safety_checker=False).save_pretrained(work / "stable_diffusion")
     components["promptnet"].save_pretrained(work / "promptnet")
