@@ -195,7 +195,7 @@ def test_a_word_that_nobody_loaded_is_named(plain, caplog):
 
 
 def test_what_words_can_not_do(plain):
-    with pytest.raises(ValueError, match="`strength` below 1 starts from a picture of the subject, .*: give `latents`"):
+    with pytest.raises(ValueError, match="`strength` below 1 starts from a picture .*: give `init_image` or `latents`"):
         latents_of(plain, PROMPT, subject=HAT, strength=0.5)
     with pytest.raises(TypeError, match="`subject` must be a SubjectEmbedding or a LearntSubject, got int"):
         latents_of(plain, PROMPT, subject=3)
