@@ -81,7 +81,8 @@ def test_help_is_instant(command):
 
 
 # What can't be typed, or has a flag of another form.
-NOT_FLAGS = """self image subject concept generator latents prompt_embeds negative_prompt_embeds output_type return_dict
+NOT_FLAGS = """self image init_image mask_image control_image subject concept generator latents
+    prompt_embeds negative_prompt_embeds output_type return_dict
     cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs base_inputs""".split()
 
 
@@ -103,6 +104,9 @@ EXAMPLES = {
     "class_prompt": (["a photo of a woman", "a dog"], ["a photo of a woman", "a dog"]),
     "negative_prompt": (["blue"], "blue"),
     "image_weights": (["0.5"], [0.5]),
+    "controlnet_conditioning_scale": (["0.5"], 0.5),
+    "control_guidance_start": (["0.1"], 0.1),
+    "control_guidance_end": (["0.9"], 0.9),
     "recipe": (["best"], "best"),
     "height": (["32"], 32),
     "width": (["32"], 32),
@@ -136,7 +140,8 @@ def test_every_flag_has_an_example():
 @pytest.mark.parametrize("left_out", ["class_noun", "class_prompt"])  # the latter makes the former idle
 def test_flags_reach_the_call(left_out, generate, pipe, photo, tmp_path):
     examples = {name: example for name, example in EXAMPLES.items() if name != left_out}
-    words = [word for name, (words, _) in examples.items() for word in (f"--{name.replace('_', '-')}", *words)]
+    typed = {flag.name: flag.option for flag in call_flags()}
+    words = [word for name, (words, _) in examples.items() for word in (typed[name], *words)]
     assert generate("--seed", "5", *words) == 0
 
     settings = {name: value for name, (_, value) in examples.items()}

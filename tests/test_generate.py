@@ -13,8 +13,9 @@ from concepts import learn
 from loras import FILE, write_lora
 from profusion_pipeline import LearntSubject, ProFusionPipeline, demo_portraits
 from profusion_pipeline.cli import main
+from profusion_pipeline.common.layout import NAMES
 from profusion_pipeline.common.made_with import read_record
-from tiny import TEXT_WIDTH, make_components
+from tiny import TEXT_WIDTH, make_components, make_controlnet
 
 
 @pytest.fixture
@@ -221,3 +222,56 @@ def test_what_learnt_words_need(generate, words, message, capsys):
     with pytest.raises(SystemExit):
         generate("--model", "m", "--prompt", "S*", *words, bare=True)
     assert message in capsys.readouterr().err
+
+
+# Another picture's layout
+
+
+@pytest.fixture
+def layout(tmp_path, pipe):
+    """Files of a picture to begin with, a mask, edges and a ControlNet."""
+    demo_portraits()[1].save(tmp_path / "bob.png")
+    mask = Image.new("L", demo_portraits()[1].size)
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    demo_portraits()[2].save(tmp_path / "edges.png")
+    make_controlnet(pipe.unet).save_pretrained(tmp_path / "canny")
+    return tmp_path
+
+
+def test_a_layout_is_drawn_again_with_its_pictures_at_hand(generate, model, layout, capsys):
+    begun = ["--init-image", layout / "bob.png", "--mask-image", layout / "mask.png"]
+    controlled = ["--controlnet", layout / "canny", "--control-image", layout / "edges.png"]
+    words = ["--prompt", "a photo of S*", "S* in red", "--seed", 5, "--strength", 0.5, "--controlnet-scale", 0.7]
+    generate(*words, *begun, *controlled, "--out", "a.png")
+    generate("--model", model, *begun, *controlled, "--out", "again.png", again="a-2.png")
+    assert np.array_equal(pixels("a-2.png"), pixels("again.png"))
+    record = read_record("again.png")
+    assert record == read_record("a-2.png") and record["settings"]["controlnet_conditioning_scale"] == 0.7
+    assert {name: len(each) for name, each in record["layout"].items()} == dict.fromkeys(NAMES, 1)
+    assert all(one["source"] == "local" for each in record["layout"].values() for one in each)
+    generate(*words[:-4], "--out", "plain.png")
+    assert "layout" not in read_record("plain-1.png") and (pixels("plain-2.png") != pixels("a-2.png")).any()
+    for name in ("--init-image", "--control-image"):
+        others = [word for pair in zip((begun + controlled)[::2], (begun + controlled)[1::2], strict=True)
+                  for word in pair if pair[0] != name]  # fmt: skip
+        with pytest.raises(SystemExit):
+            main([str(word) for word in ["generate", "--from", "a-2.png", "--model", model, *others]])
+        assert f"{name} must be given" in capsys.readouterr().err
+    said = generate("--model", model, *controlled, "--mask-image", layout / "mask.png", "--init-image", "demo:3",
+                    "--out", "other.png", again="a-2.png")  # fmt: skip
+    assert "another init_image" in said and "another mask_image" not in said
+
+
+def test_a_bundled_portrait_to_begin_with(generate):
+    generate("--init-image", "demo:2", "--strength", 0.5, "--prompt", "S*", "--out", "a.png")
+    record = read_record("a.png")
+    assert record["layout"]["init_image"][0]["source"] == "demo:2"
+
+
+def test_a_controlnet_needs_a_picture_and_the_other_way_round(model, layout, capsys):
+    for words in (["--controlnet", "canny"], ["--control-image", "edges.png"]):
+        given = [words[0], layout / words[1]]
+        needed = ["generate", "--model", model, "--image", "demo", "--prompt", "S*", "--out", layout / "a.png"]
+        assert main([str(word) for word in [*needed, *given]]) == 1
+        assert "--controlnet and --control-image must be given together" in capsys.readouterr().err

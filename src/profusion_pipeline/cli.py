@@ -20,6 +20,18 @@ from .evaluation.config import EvaluationConfig
 from .generate import call_flags
 from .training.config import TrainingConfig
 
+# What `generate` takes beside the reference, as `common/layout.py` reads it.
+LAYOUT_FLAGS = (
+    (
+        "--init-image",
+        "FILE",
+        "A picture to begin with, with --strength below 1 or --mask-image; one for all prompts, or one for each.",
+    ),
+    ("--mask-image", "FILE", "What of --init-image is drawn anew, where it is white; of its size."),
+    ("--controlnet", "MODEL", "Folder or Hub id of a ControlNet, which reads --control-image; or several."),
+    ("--control-image", "FILE", "Edges, a pose or depth, as --controlnet learnt them; one for each of several."),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -132,6 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="A file, folder or Hub id of a learnt word, which --words may hold; without --words it stands for S*.",
     )
+    for name, metavar, help in LAYOUT_FLAGS:
+        command.add_argument(name, default=None, nargs="+", metavar=metavar, help=help)
     command.add_argument(
         "--from",
         dest="again",

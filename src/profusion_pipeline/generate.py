@@ -19,6 +19,7 @@ CALL = Path(__file__).parent / "method" / "pipeline_profusion.py"
 
 # Parameters of the call that say in which form Python gets the answer, or that have a flag of another form.
 NOT_FLAGS = {"image", "concept", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
+SHORT = {"controlnet_conditioning_scale": "--controlnet-scale"}  # flags with another name than the call's
 OF_PROMPT = ("class_noun", "class_prompt", "negative_prompt")  # given once, or for each prompt
 OF_REFERENCES = ("image_weights", "height", "width")  # what a subject is encoded with
 
@@ -31,6 +32,7 @@ def call_flags() -> list[Flag]:
         [50]
     """
     flags = [flag for flag in flags_of_function(CALL, "ProFusionPipeline.__call__") if flag.name not in NOT_FLAGS]
+    flags = [dataclasses.replace(flag, typed=SHORT.get(flag.name)) for flag in flags]
     # A file or a picture may give the prompt, so it needn't be typed.
     return [dataclasses.replace(flag, default=None) if flag.name == "prompt" else flag for flag in flags]
 
@@ -47,6 +49,7 @@ class Work:
         images: Where the photos lie.
         concepts: Where the concepts lie, one or one for each prompt.
         learnt: Arguments of `load_learnt`, where S* is what others have taught a model.
+        layout: Where pictures whose layout is taken over lie, and ControlNets; by the names in `common/layout.py`.
         device: None for the usual one.
         dtype: None for the usual one.
         only: The number of the one picture that is wanted of the call's; None for all.
@@ -64,6 +67,7 @@ class Work:
     images: list[str] = dataclasses.field(default_factory=list)
     concepts: list[str] = dataclasses.field(default_factory=list)
     learnt: dict[str, Any] | None = None
+    layout: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
     only: int | None = None
@@ -124,6 +128,7 @@ def _work(args: argparse.Namespace) -> Work:
         images=args.image or [],
         concepts=args.concept or [],
         learnt=_learnt(args),
+        layout=_layout(args),
         device=args.device,
         dtype=args.dtype,
     )
@@ -143,6 +148,7 @@ def _typed(args: argparse.Namespace) -> dict[str, Any]:
 
 def _work_again(args: argparse.Namespace) -> Work:
     """What a picture says of itself, and over it the flags."""
+    from .common.layout import flag_of
     from .common.made_with import BATCH, LOCAL, read_record
 
     if _num_kinds(args) > 1:
@@ -160,7 +166,9 @@ def _work_again(args: argparse.Namespace) -> Work:
         "--lora": (learnt or {}).get("loras", []),
         "--textual-inversion": (learnt or {}).get("textual_inversions", []),
     }
-    sources = {"--image": images, "--concept": concepts, **learnt_sources, "--model": [model]}
+    layout = _layout_again(old) | _layout(args)
+    layout_sources = {flag_of(name): given for name, given in layout.items()}
+    sources = {"--image": images, "--concept": concepts, **learnt_sources, **layout_sources, "--model": [model]}
     for flag, given in sources.items():
         if any(source == LOCAL or not isinstance(source, str) for source in given):
             args.refuse(f"{flag} must be given, because a picture doesn't say where what it was made with lies")
@@ -183,6 +191,7 @@ def _work_again(args: argparse.Namespace) -> Work:
         images=images,
         concepts=concepts,
         learnt=learnt,
+        layout=layout,
         device=device,
         dtype=args.dtype or _dtype_of(old),
         only=only,
@@ -190,6 +199,20 @@ def _work_again(args: argparse.Namespace) -> Work:
     )
     _check_concepts(args, work)
     return work
+
+
+def _layout(args: argparse.Namespace) -> dict[str, list[str]]:
+    from .common.layout import NAMES
+
+    return {name: getattr(args, name) for name in NAMES if getattr(args, name)}
+
+
+def _layout_again(old: dict[str, Any]) -> dict[str, list[str]]:
+    """Where a picture says that these lay; by names that there are, because a stranger may have written it."""
+    from .common.layout import NAMES
+
+    said = old.get("layout", {})
+    return {name: [one.get("source") for one in said[name]] for name in NAMES if said.get(name)}
 
 
 def _dtype_of(record: dict[str, Any]) -> str | None:
@@ -265,6 +288,7 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     """The pictures that are wanted, and the record of each."""
     import torch
 
+    from .common.layout import arguments, load_controlnets, read_pictures
     from .common.learnt_files import load_learnt
     from .common.open_pipeline import load_pipeline
     from .demo import load_photo
@@ -276,10 +300,14 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     if work.settings.get("crop_face") is not None:
         check_choice("crop_face", work.settings["crop_face"], (AUTO,))
         seen = [crop_face(photo, warn=lambda text: print(text, file=sys.stderr)) for photo in seen]
-    pipe, learnt = load_pipeline(work.model, **chosen_device(work.device, work.dtype)), None
+    layout, device = read_pictures(work.layout, load_photo), chosen_device(work.device, work.dtype)
+    controlnets = load_controlnets(work.layout.get("controlnet", []), **device)
+    controlnet = {"controlnet": controlnets[0] if len(controlnets) == 1 else controlnets} if controlnets else {}
+    pipe, learnt = load_pipeline(work.model, **device, **controlnet), None
     # A generator for each picture: number i of this run is had again, alone, with --seed (seed + i).
     generators = [torch.Generator().manual_seed(seed) for seed in work.seeds]
-    settings = {name: value for name, value in work.settings.items() if name != "crop_face"}
+    settings = {name: value for name, value in work.settings.items() if name != "crop_face"} | arguments(layout)
+    layout = layout | {"controlnet": list(zip(work.layout.get("controlnet", []), controlnets, strict=True))}
     if work.concepts:
         names = {source: f"concept-{number}" for number, source in enumerate(dict.fromkeys(work.concepts), start=1)}
         for source, name in names.items():
@@ -295,10 +323,11 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     prompt = work.prompts[0] if len(work.prompts) == 1 else work.prompts
     pictures = pipe(prompt, generator=generators, **settings).images
     wanted = range(len(pictures)) if work.only is None else [work.only]
-    return [pictures[i] for i in wanted], [_record(pipe, work, photos, learnt, i) for i in wanted]
+    return [pictures[i] for i in wanted], [_record(pipe, work, photos, learnt, layout, i) for i in wanted]
 
 
-def _record(pipe, work: Work, photos: list, learnt: Any, number: int) -> dict[str, Any]:
+def _record(pipe, work: Work, photos: list, learnt: Any, layout: dict, number: int) -> dict[str, Any]:
+    from .common.layout import of_prompt as layout_of
     from .common.made_with import record_of
 
     per_prompt = work.settings.get("num_images_per_prompt", 1)
@@ -320,6 +349,7 @@ def _record(pipe, work: Work, photos: list, learnt: Any, number: int) -> dict[st
         references=photos,
         concept=concept,
         learnt=learnt,
+        layout=layout_of(layout, of_prompt),
         batch=(len(work.prompts), per_prompt, number),
     )
 

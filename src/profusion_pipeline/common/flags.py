@@ -29,6 +29,7 @@ class Flag:
         default: The parameter's own default, or `REQUIRED`.
         help: What it means.
         choices: The allowed values, None for any.
+        typed: The flag, where it has another name than the parameter.
 
     Example:
         >>> Flag("num_steps", int, "never", default=50, help="Denoising steps.").option
@@ -41,11 +42,12 @@ class Flag:
     default: Any
     help: str
     choices: tuple[str, ...] | None = None
+    typed: str | None = None
 
     @property
     def option(self) -> str:
         """The flag as it is typed."""
-        return f"--{self.name.replace('_', '-')}"
+        return self.typed or f"--{self.name.replace('_', '-')}"
 
 
 def flags_of_function(path: Path, qualname: str) -> list[Flag]:
@@ -138,6 +140,7 @@ def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: C
             nargs = None if flag.many == "never" else "+"
             parser.add_argument(
                 flag.option,
+                dest=flag.name,
                 type=TYPES[flag.kind],
                 nargs=nargs,
                 choices=flag.choices,

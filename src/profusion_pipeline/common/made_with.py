@@ -23,6 +23,8 @@ from PIL.ExifTags import IFD, Base
 from ..method import adapters, card, concept_file, picture_file, pipeline_profusion, quoting
 from ..method.quoting import quote
 from . import learnt_files
+from .layout import NAMES as LAYOUT
+from .layout import Read
 from .open_pipeline import DEMO
 
 logger = logging.get_logger(__name__)
@@ -36,6 +38,7 @@ MOST_PICTURES = 1024  # of one call, in a record that is believed
 
 # What the call takes and a record can't say, or says in another place.
 NOT_SETTINGS = """self prompt image subject concept generator latents prompt_embeds negative_prompt_embeds output_type
+    init_image mask_image control_image
     return_dict cross_attention_kwargs callback_on_step_end callback_on_step_end_tensor_inputs base_inputs
     recipe pooled_prompt_embeds negative_pooled_prompt_embeds settings""".split()
 
@@ -56,6 +59,7 @@ def record_of(
     references: Sequence[tuple[str | Path, Image.Image]] = (),
     concept: tuple[str | Path, concept_file.Concept] | None = None,
     learnt: learnt_files.Learnt | None = None,
+    layout: Read | None = None,
     batch: tuple[int, int, int] = (1, 1, 0),
 ) -> dict[str, Any]:
     """What is to be said of a picture that a call drew.
@@ -69,6 +73,7 @@ def record_of(
         references: Who S* was: where each photo came from and what it was.
         concept: In their place, where the concept came from and what it was.
         learnt: In their place, words that others have taught a model.
+        layout: Pictures whose layout the call took over, and ControlNets; of this picture's prompt.
         batch: How many prompts the call had, how many pictures for each, and the number of this one among all of them
             from 0. The last bits of a picture depend on how many are drawn at once.
 
@@ -96,6 +101,11 @@ def record_of(
         who = {"concept": {"source": _public_source(concept[0]), "hash": _hash(concept[1])}}
     if learnt is not None:
         who = {"learnt": _record_of_learnt(learnt)}
+    if layout:
+        who["layout"] = {
+            name: [{"source": _public_source(source), "hash": _hash(one)} for source, one in each]
+            for name, each in layout.items()
+        }
     return {
         "prompt": prompt,
         "seed": seed,
@@ -150,6 +160,7 @@ def differences(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
         ("photo", None, "references"),
         ("LoRA", "learnt", "loras"),
         ("textual inversion", "learnt", "textual_inversions"),
+        *((name, "layout", name) for name in LAYOUT),
     ):
         parts = [each if part is None else each.get(part, {}) for each in (record, other)]
         hashes = [[one.get("hash") for one in each.get(kind, [])] for each in parts]
@@ -272,9 +283,14 @@ def _check_record(record: Any) -> None:
     if isinstance(learnt, dict):
         for kind in ("loras", "textual_inversions"):
             parts += learnt.get(kind, []) if isinstance(learnt.get(kind, []), list) else [None]
-    for part in parts:
+    said = record.get("layout", {})
+    for name in LAYOUT if isinstance(said, dict) else ():
+        parts += said.get(name, []) if isinstance(said.get(name, []), list) else [None]
+    for part in (said, *parts):
         if not isinstance(part, dict):
-            raise ValueError(f"`references`, `concept` and `learnt` must be objects, got {quoting.quote(part)}.")
+            raise ValueError(
+                f"`layout`, `references`, `concept` and `learnt` must be objects, got {quoting.quote(part)}."
+            )
 
 
 def _list_of(value: Any) -> list:
@@ -308,8 +324,10 @@ def _record_of_learnt(learnt: learnt_files.Learnt) -> dict[str, Any]:
     }
 
 
-def _hash(thing: Image.Image | concept_file.Concept | dict[str, torch.Tensor]) -> str:
+def _hash(thing: Image.Image | concept_file.Concept | dict[str, torch.Tensor] | torch.nn.Module) -> str:
     """64 hexadecimal digits of what it holds, wherever it lies."""
+    if isinstance(thing, torch.nn.Module):
+        return adapters.base_hash(thing, None, None)
     digest = hashlib.sha256()
     if isinstance(thing, Image.Image):
         digest.update(f"{thing.mode} {thing.size}".encode() + thing.tobytes())

@@ -41,7 +41,10 @@ def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def base_hash(
-    unet: nn.Module, text_encoder: nn.Module, promptnet: nn.Module | None, text_encoder_2: nn.Module | None = None
+    unet: nn.Module,
+    text_encoder: nn.Module | None,
+    promptnet: nn.Module | None,
+    text_encoder_2: nn.Module | None = None,
 ) -> str:
     """A hash of the weights that a concept depends on, the same for copies in float32, float16 and bfloat16.
 
@@ -49,7 +52,7 @@ def base_hash(
     count. The table of token embeddings is left out, because textual inversion adds rows to it.
 
     Args:
-        unet: Of the pipeline.
+        unet: Of the pipeline; or another model, alone.
         text_encoder: Of the pipeline.
         promptnet: Of the pipeline, if it has one.
         text_encoder_2: Of the pipeline, if it has one.
