@@ -1,4 +1,4 @@
-"""Our docstrings say `Example:` where griffe, which reads them for the site, knows `Examples:`."""
+"""Docstrings as griffe, which reads them for the site, has them: `Examples:` for `Example:`, `name` for [`name`]."""
 
 import re
 
@@ -10,4 +10,5 @@ class PluralExamples(Extension):
 
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"\[(`[\w.]+`)\](?![(\[])", r"\1", text)

@@ -1,15 +1,17 @@
-"""What mkdocs does beside its own: the README is the first page, and links out of docs/ lead to the repository."""
+"""What mkdocs does beside its own: the README is the first page, formulas are MathML, links out of docs/ lead away."""
 
 import re
 import sys
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / ".ci"))
 from addresses import repository  # noqa: E402
 
+MATH = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)#]+)(#[^)]*)?\)")
 
 
@@ -43,4 +45,5 @@ def on_page_markdown(markdown, page, config, files):
         address = f"{config.repo_url}/blob/main/{target.relative_to(ROOT)}" if config.repo_url else None
         return f"[{match[2]}]({address})" if address else match[2]
 
+    markdown = MATH.sub(lambda match: convert(match[1].strip(), display="block"), markdown)
     return LINK.sub(outside, markdown) if "/" not in page.file.src_uri else markdown

@@ -38,5 +38,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert "Fusion Sampling" in home and "images/demo_grid.png" in home
+    assert home.count("<math ") == 2 and "Fusion Sampling" in home and "images/demo_grid.png" in home
     assert "guidance_scale" in (tmp_path / "site" / "reference" / "pipeline.html").read_text(encoding="utf-8")

@@ -523,3 +523,14 @@ def test_fused_projections(pipe, learnt):
         sample(pipe)
     pipe.unfuse_qkv_projections()
     assert len(sample(pipe)) == len(PROMPTS)
+
+
+def test_concepts_are_shown_in_a_few_lines(pipe):
+    assert repr(pipe.concepts) == "no concepts"
+    pipe.load_concept(learn()["ada"], "ada")
+    assert repr(pipe.concepts).startswith("1 concept\n'ada' x 1: Concept('man', mode='lora', 3 steps")
+    for number in range(9):
+        pipe.load_concept(learn()["bob"], f"bob-{number}")
+    assert len(repr(pipe.concepts)) <= 300 and repr(pipe.concepts).endswith(" more")
+    html = pipe.concepts._repr_html_()
+    assert html.count("<tr>") == 10 and "<td>ada</td><td>x 1</td>" in html

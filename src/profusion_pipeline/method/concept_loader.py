@@ -6,6 +6,7 @@ rows of ∅ and C can be left to the untouched base. In full mode the changed we
 call runs.
 """
 
+import html
 import re
 import uuid
 from collections.abc import Callable, Collection
@@ -18,6 +19,7 @@ from diffusers.utils import is_peft_available
 
 from . import adapters, call_inputs, checks, concept_file, learnt_subject, quoting, shared_models
 
+SHOWN = 300  # characters of all concepts, where they are printed
 CHANGED_MODELS = ("unet", "promptnet")
 WAIT = "load and unload concepts while nothing is drawn around these models"
 
@@ -34,6 +36,32 @@ class LoadedConcept(NamedTuple):
     concept: concept_file.Concept
     scale: float
     adapter: str
+
+
+class LoadedConcepts(dict):
+    """The concepts that a pipeline holds, by name; a line for each where they are shown.
+
+    Example:
+        >>> LoadedConcepts()
+        no concepts
+    """
+
+    def __repr__(self) -> str:
+        text = f"{len(self) or 'no'} concept{'' if len(self) == 1 else 's'}"
+        for number, (name, one) in enumerate(self.items(), start=1):
+            line = f"\n{quoting.quote(name)} x {one.scale:g}: {one.concept!r}"
+            if len(text) + len(line) > SHOWN - 20:
+                return f"{text}\nand {len(self) - number + 1} more"
+            text += line
+        return text
+
+    def _repr_html_(self) -> str:
+        """A notebook shows whom each is of, where the photo was kept."""
+        rows = [
+            f"<tr><td>{html.escape(name)}</td><td>x {one.scale:g}</td><td>{one.concept._repr_html_()}</td></tr>"
+            for name, one in self.items()
+        ]
+        return f"<table>{''.join(rows)}</table>"
 
 
 @dataclass(frozen=True)
@@ -71,7 +99,7 @@ class ConceptLoaderMixin:
     @property
     def concepts(self) -> dict[str, LoadedConcept]:
         """The loaded concepts by name."""
-        return vars(self).setdefault("_concepts", {})
+        return vars(self).setdefault("_concepts", LoadedConcepts())
 
     def customize(self, photo: Any, config: Any = None, **options: Any) -> concept_file.Concept:
         """Bring S* nearer to one subject; see `profusion_pipeline.customization.customize.customize`.
