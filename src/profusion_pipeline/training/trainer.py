@@ -264,7 +264,7 @@ def _train(
 
 def _as_launched(config: TrainingConfig) -> TrainingConfig:
     """With what a launcher says where the settings say nothing."""
-    check_launcher("profusion train", several_processes=True, accumulation=True)
+    check_launcher("profusion train", several_processes=True, accumulation=True, precision=True)
     return dataclasses.replace(
         config,
         mixed_precision=launched_precision(config.mixed_precision, "no"),
