@@ -329,3 +329,57 @@ def test_a_lora_for_another_base_is_refused():
     state = {name: torch.zeros(*(2 * side for side in tensor.shape)) for name, tensor in state.items()}
     with pytest.raises(ValueError, match="The LoRA must be made for a base model like this one"):
         pipe.load_lora_weights(state, adapter_name="dog")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(recipe="fast"),
+        dict(recipe="best"),
+        dict(fusion_text="mixed"),
+        dict(subject_every=2),
+        dict(guidance_start=0.3, guidance_end=0.7),
+        dict(guidance_rescale=0.5),
+    ],
+)
+@pytest.mark.parametrize("kind", ["photo", "words"])
+def test_settings_of_the_call_change_what_it_draws(pipe, kind, settings):
+    subject = pipe.encode_subject(picture()) if kind == "photo" else HAT
+    plain = latents_of(pipe, subject=subject, num_inference_steps=4)
+    drawn = latents_of(pipe, subject=subject, num_inference_steps=4, **settings)
+    assert torch.isfinite(drawn).all()
+    if not (kind == "words" and "subject_every" in settings):  # words are read once a call in any case
+        assert relative(drawn, plain) > 1e-4
+    else:
+        assert torch.equal(drawn, plain)
+
+
+def test_mixed_text_at_full_strength_is_scaled_text_at_full_strength(pipe):
+    """γ = 1 leaves the text with S* as it is, the pooled one too."""
+    drawn = [latents_of(pipe, subject=HAT, fusion_text=how, fusion_subject_scale=1.0) for how in ("mixed", "scaled")]
+    assert relative(*drawn) < CLOSE
+
+
+def test_bad_input_around_a_lora(tmp_path, caplog):
+    pipe = build(with_promptnet=False)
+    pipe.load_lora_weights(make_xl_lora(), adapter_name="dog")
+    missing = LearntSubject("red hat", class_noun="hat", adapter="cat")
+    with pytest.raises(ValueError, match=r"must name one that `load_lora_weights` has loaded \('dog'\), got 'cat'"):
+        latents_of(pipe, subject=missing)
+    latents_of(pipe, subject=LearntSubject("<nobody>", class_noun="hat"))
+    assert "'<nobody>' has no embedding of its own" in caplog.text
+    dog = LearntSubject("red hat", class_noun="hat", adapter="dog")
+    pipe.fuse_lora(adapter_names=["dog"])
+    with pytest.raises(ValueError, match="The adapter 'dog' is fused into the weights"):
+        latents_of(pipe, subject=dog)
+
+
+def test_a_lora_of_both_text_encoders_under_off_loading():
+    accelerate = pytest.importorskip("accelerate")
+    pipe = build(with_promptnet=False)
+    pipe.load_lora_weights(make_xl_lora(), adapter_name="dog")
+    dog = LearntSubject("red hat", class_noun="hat", adapter="dog")
+    expected = latents_of(pipe, subject=dog)
+    for component in ("text_encoder", "text_encoder_2", "unet"):
+        accelerate.cpu_offload(getattr(pipe, component), torch.device("cpu"), offload_buffers=True)
+    assert torch.equal(latents_of(pipe, subject=dog), expected)
