@@ -113,8 +113,10 @@ def zero_text(text_encoders: Sequence[nn.Module], num_texts: int, length: int) -
         >>> zero_text([pipe.text_encoder, pipe.text_encoder_2], 1, 77).pooled.shape  # doctest: +SKIP
         torch.Size([1, 1280])
     """
-    like, width = next(text_encoders[-1].parameters()), text_encoders[-1].config.projection_dim
-    return TextOutput(like.new_zeros(num_texts, length, text_width(text_encoders)), like.new_zeros(num_texts, width))
+    dtype, width = next(text_encoders[-1].parameters()).dtype, text_encoders[-1].config.projection_dim
+    # On the CPU: off-loaded weights may be on no device at all.
+    states = torch.zeros(num_texts, length, text_width(text_encoders), dtype=dtype)
+    return TextOutput(states, torch.zeros(num_texts, width, dtype=dtype))
 
 
 def stack_ids(per_encoder: Sequence[torch.Tensor]) -> torch.Tensor:
