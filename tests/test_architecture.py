@@ -62,6 +62,7 @@ SHIPPED = {
     "framing": {"torch", "PIL", "diffusers", "transformers"},
     "quoting": set(),
     "adapters": {"torch", "numpy"},
+    "base_hash": {"torch", "numpy"},
     "concept_file": {"torch", "safetensors", "huggingface_hub"},
     "concept_loader": {"torch", "diffusers"},
     "encoding": {"torch", "PIL", "diffusers", "transformers"},

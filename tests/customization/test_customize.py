@@ -14,7 +14,7 @@ from PIL import Image
 from concepts import QUICK, assert_same, everything, photo, sample, tiny_pipeline
 from profusion_pipeline.customization.customize import customizing
 from profusion_pipeline.customization.subject_pool import encode_pictures
-from profusion_pipeline.method.adapters import base_hash
+from profusion_pipeline.method.base_hash import base_hash
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 
 pytestmark = pytest.mark.numeric

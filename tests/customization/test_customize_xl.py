@@ -7,7 +7,7 @@ from calls import seeded
 from concepts import QUICK, assert_same, everything, photo, sample
 from profusion_pipeline.customization.config import CustomizeConfig
 from profusion_pipeline.customization.customize import customize, customizing
-from profusion_pipeline.method.adapters import pipeline_hash
+from profusion_pipeline.method.base_hash import pipeline_hash
 from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline
 from tiny_xl import make_xl_components
 

@@ -13,7 +13,8 @@ from torch import nn
 from calls import needs_group_offloading
 from concepts import PROMPTS, QUICK, assert_same, everything, learn, merged, photo, sample, tiny_pipeline
 from profusion_pipeline.method import adapters
-from profusion_pipeline.method.adapters import active_adapters, base_hash
+from profusion_pipeline.method.adapters import active_adapters
+from profusion_pipeline.method.base_hash import base_hash
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from tiny import make_components
 

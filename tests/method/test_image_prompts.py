@@ -8,7 +8,7 @@ from calls import CLOSE, PROMPT, latents_of, picture, relative, seeded
 from concepts import photo
 from ip_adapters import IMAGE_WIDTH, load_ip_adapter, make_tower
 from profusion_pipeline.customization.customize import customize
-from profusion_pipeline.method.adapters import pipeline_hash
+from profusion_pipeline.method.base_hash import pipeline_hash
 from profusion_pipeline.method.learnt_subject import LearntSubject
 from profusion_pipeline.method.pipeline_profusion import ProFusionPipeline
 from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline

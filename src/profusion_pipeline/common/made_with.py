@@ -20,7 +20,7 @@ from diffusers.utils import logging
 from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from ..method import adapters, card, concept_file, picture_file, pipeline_profusion, quoting
+from ..method import base_hash, card, concept_file, picture_file, pipeline_profusion, quoting
 from ..method.quoting import quote
 from . import learnt_files
 from .layout import NAMES as LAYOUT
@@ -113,7 +113,7 @@ def record_of(
         **who,
         "model": {
             "source": _public_source(model),
-            "hash": adapters.pipeline_hash(pipe),
+            "hash": base_hash.pipeline_hash(pipe),
             "scheduler": type(pipe.scheduler).__name__,
             "dtype": str(pipe.unet.dtype).removeprefix("torch."),
             "device": pipe.device.type,
@@ -327,7 +327,7 @@ def _record_of_learnt(learnt: learnt_files.Learnt) -> dict[str, Any]:
 def _hash(thing: Image.Image | concept_file.Concept | dict[str, torch.Tensor] | torch.nn.Module) -> str:
     """64 hexadecimal digits of what it holds, wherever it lies."""
     if isinstance(thing, torch.nn.Module):
-        return adapters.base_hash(thing, None, None)
+        return base_hash.base_hash(thing, None, None)
     digest = hashlib.sha256()
     if isinstance(thing, Image.Image):
         digest.update(f"{thing.mode} {thing.size}".encode() + thing.tobytes())

@@ -19,7 +19,7 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
-from ..method.adapters import pipeline_hash
+from ..method.base_hash import pipeline_hash
 from ..method.concept_file import Concept
 from ..method.image_prompts import projections
 from ..method.pipeline_profusion import ProFusionPipeline

@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ..method.adapters import base_weights, keep_active, remove_adapter
+from ..method.adapters import keep_active, remove_adapter
+from ..method.base_hash import base_weights
 from .config import CustomizeConfig
 
 LEARNING = "customizing"  # the adapter's name while it learns

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ..common.files import whole_file
 from ..customization.config import CustomizeConfig
 from ..customization.learning import PRECISION
-from ..method.adapters import pipeline_hash
+from ..method.base_hash import pipeline_hash
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.quoting import quote
 from ..method.subject_prompt import find_placeholder

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils import is_peft_available
 
-from . import adapters, call_inputs, checks, concept_file, learnt_subject, quoting, shared_models
+from . import adapters, base_hash, call_inputs, checks, concept_file, learnt_subject, quoting, shared_models
 
 SHOWN = 300  # characters of all concepts, where they are printed
 CHANGED_MODELS = ("unet", "promptnet")
@@ -166,7 +166,7 @@ class ConceptLoaderMixin:
             raise ValueError(f"`name` {name!r} is taken: unload that concept first, or choose another name.")
         if concept.mode == "lora" and not is_peft_available():
             raise ImportError("A concept in lora mode needs PEFT: `pip install peft`.")
-        ours = adapters.pipeline_hash(self)
+        ours = base_hash.pipeline_hash(self)
         if concept.base_hash != ours:
             raise ValueError(
                 f"The concept was made for {quoting.quote(concept.base_model)}, whose weights have the hash "

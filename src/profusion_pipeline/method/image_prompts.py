@@ -129,14 +129,14 @@ class ImagePromptsMixin(IPAdapterMixin):
             )
 
     def _check_tower(self, layers: Sequence[nn.Module]) -> None:
-        advice = "give `ip_adapter_image_embeds`, or load the pipeline with an `image_encoder` that has one."
+        advice = "give `ip_adapter_image_embeds`, or load the pipeline with an `image_encoder` that has one"
         if self.image_encoder is None or self.feature_extractor is None:
-            raise ValueError(f"`ip_adapter_image` needs an image encoder, this pipeline has none: {advice}")
+            raise ValueError(f"`ip_adapter_image` needs an image encoder, this pipeline has none: {advice}.")
         reads_embedding = any(isinstance(layer, ImageProjection) for layer in layers)
         if reads_embedding and not hasattr(self.image_encoder, "visual_projection"):
             raise ValueError(
                 "`ip_adapter_image` needs an image encoder with a projection, which the "
-                f"{type(self.image_encoder).__name__} that PromptNet reads has not: {advice}"
+                f"{type(self.image_encoder).__name__} that PromptNet reads has not: {advice}."
             )
 
     def _encode_image_prompts(self, concepts: concept_loader.CallConcepts) -> ImagePrompts | None:

@@ -97,11 +97,11 @@ class LearntSubject:
 
     def _check_image_prompt(self) -> None:
         pictures, embeds = self.ip_adapter_image, self.ip_adapter_image_embeds
-        of_learnt = "of a LearntSubject exclude each other, got both."
+        of_learnt = "of a LearntSubject exclude each other, got both"
         if pictures is not None and embeds is not None:
-            raise ValueError(f"`ip_adapter_image` and `ip_adapter_image_embeds` {of_learnt}")
+            raise ValueError(f"`ip_adapter_image` and `ip_adapter_image_embeds` {of_learnt}.")
         if self.unet is not None and (pictures is not None or embeds is not None):
-            raise ValueError(f"`unet` and a picture for an IP-Adapter {of_learnt}")
+            raise ValueError(f"`unet` and a picture for an IP-Adapter {of_learnt}.")
         if pictures is not None:  # read once: it may be an open file
             each = pictures if isinstance(pictures, list) else [pictures]
             read = [reference_images.load_reference_images(one, name="ip_adapter_image") for one in each]
@@ -121,7 +121,7 @@ class LearntSubject:
                 f"`adapter` of a LearntSubject must be a name or a list of names, got {quoting.quote(self.adapter)}."
             )
         if self.adapter is not None and self.unet is not None:
-            raise ValueError("`adapter` and `unet` of a LearntSubject exclude each other, got both.")
+            raise ValueError("`adapter` and `unet` of a LearntSubject exclude each other, got both")
         scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
         for scale in scales:
             checks.check_scale("scale", scale, signed=True)

@@ -14,7 +14,7 @@ from ...customization.config import CustomizeConfig
 from ...customization.learning import Learning
 from ...customization.learning_weights import adapters, only_learning
 from ...customization.subject_pool import EncodedPool, encode_pictures
-from ...method.adapters import base_weights
+from ...method.base_hash import base_weights
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.quoting import quote
 from ...method.subject_prompt import encode_texts

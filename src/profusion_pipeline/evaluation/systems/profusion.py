@@ -10,7 +10,7 @@ from PIL import Image
 
 from ...customization.config import CustomizeConfig
 from ...customization.customize import customize
-from ...method.adapters import pipeline_hash
+from ...method.base_hash import pipeline_hash
 from ...method.concept_file import SUBJECT, Concept
 from ...method.guidance_scales import Guidance
 from ...method.modeling_promptnet import PromptNet

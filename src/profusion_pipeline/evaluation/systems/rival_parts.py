@@ -14,7 +14,7 @@ from torch import nn
 from ...customization.config import CustomizeConfig
 from ...customization.learning_weights import PROJECTIONS, adapters
 from ...customization.subject_pool import EncodedPool, augmented_pictures, encode_pictures
-from ...method.adapters import base_weights
+from ...method.base_hash import base_weights
 from ...method.call_inputs import choose_size
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.subject_prompt import encode_subject_prompts, tokenize_subject_prompts

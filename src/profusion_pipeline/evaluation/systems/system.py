@@ -34,7 +34,7 @@ from PIL import Image
 
 from ...customization.config import CustomizeConfig
 from ...customization.subject_pool import Photo, read_photo
-from ...method.adapters import pipeline_hash
+from ...method.base_hash import pipeline_hash
 from ...method.pipeline_profusion import ProFusionPipeline
 from ...method.quoting import quote
 from ...method.whole_files import shown_path
