@@ -121,7 +121,7 @@ class LearntSubject:
                 f"`adapter` of a LearntSubject must be a name or a list of names, got {quoting.quote(self.adapter)}."
             )
         if self.adapter is not None and self.unet is not None:
-            raise ValueError("`adapter` and `unet` of a LearntSubject exclude each other, got both")
+            raise ValueError("`adapter` and `unet` of a LearntSubject exclude each other, got both.")
         scales = self.scale if isinstance(self.scale, list | tuple) else [self.scale]
         for scale in scales:
             checks.check_scale("scale", scale, signed=True)
