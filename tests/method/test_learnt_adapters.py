@@ -9,6 +9,7 @@ from diffusers.hooks import apply_group_offloading
 
 from calls import CLOSE, build, latents_of, needs_group_offloading, picture, relative, seeded
 from concepts import learn
+from ip_adapters import load_ip_adapter
 from loras import write_kohya, write_lora
 from profusion_pipeline.method.learnt_subject import LearntSubject
 from tiny import make_components, make_unet
@@ -227,6 +228,21 @@ def test_a_unet_for_another_base(files):
         latents_of(with_loras(files), PROMPT, subject=subject)
     with pytest.raises(ValueError, match="`adapter` and `unet` of a LearntSubject exclude each other"):
         LearntSubject("sks", class_noun="dog", adapter="a", unet=subject.unet)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_unet_with_an_ip_adapter_of_its_own(beside):
+    """It is refused, whether the pipeline has one too or not; the one of the pipeline may have it alone."""
+    pipe, other = build(promptnet=None), build(promptnet=None, unet=tuned_unet())
+    subject = LearntSubject("sks hat", class_noun="hat", unet=other.unet)
+    expected = latents_of(pipe, PROMPT, subject=subject)
+    load_ip_adapter(other)
+    if beside:
+        load_ip_adapter(pipe)
+    with pytest.raises(ValueError, match="`unet` of a LearntSubject must be one without IP-Adapters, .* got one with"):
+        latents_of(pipe, PROMPT, subject=subject)
+    other.unload_ip_adapter()
+    assert torch.equal(latents_of(pipe, PROMPT, subject=subject), expected)
 
 
 # ------------------------------------------------------------------------------------------------------ bad input

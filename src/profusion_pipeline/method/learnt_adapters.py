@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import adapters, concept_loader, guidance_rows, learnt_subject, prediction, quoting
+from . import adapters, concept_loader, guidance_rows, image_prompts, learnt_subject, prediction, quoting
 
 OTHER_BASE = ("size mismatch", "not found in the base model")  # what torch and PEFT say of it
 
@@ -130,6 +130,11 @@ class LearntAdaptersMixin:
                     f"`unet` of a LearntSubject must be a UNet like this pipeline's, whose `{name}` is {ours}, got "
                     f"{type(unet).__name__} with {quoting.quote(theirs)}."
                 )
+        if unet is not None and image_prompts.projections(unet):
+            raise ValueError(
+                "`unet` of a LearntSubject must be one without IP-Adapters, which would have no picture to read, got one "
+                "with: `unload_ip_adapter()` of its own pipeline first."
+            )
 
     def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
         """The rows of both stages, and those without guidance, with the scales and the concepts of now."""
