@@ -12,6 +12,7 @@ from PIL import Image
 
 from calls import CLOSE, PROMPT, build, latents_of, picture, relative, seeded
 from concepts import learn, merged
+from ip_adapters import load_ip_adapter, make_tower
 from loras import write_lora
 from profusion_pipeline.method import control
 from profusion_pipeline.method.learnt_subject import LearntSubject
@@ -128,6 +129,27 @@ def test_a_batch_of_all_kinds_is_one_by_one(pipe, tmp_path):
         alone = latents_of(pipe, prompts[i], subject=subjects[i], control_image=edges[i], generator=seeded(i))
         assert relative(together[i : i + 1], alone) < 10 * CLOSE, i
         assert relative(latents_of(pipe, prompts[i], subject=subjects[i], generator=seeded(i)), alone) > 0.01
+
+
+def test_beside_an_ip_adapter():
+    """At scale 0 the call with the picture prompt alone; else both count, and the ControlNet reads no picture prompt."""
+    pipe, seen = with_nets(build(image_encoder=make_tower())), []
+    load_ip_adapter(pipe)
+    pipe.controlnet.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given.get("added_cond_kwargs")), with_kwargs=True
+    )
+    words, settings = dict(words="red hat", class_noun="hat"), dict(control_image=EDGES)
+    subject = LearntSubject(**words, ip_adapter_image=picture())
+    alone = latents_of(pipe, subject=subject)
+    assert torch.equal(latents_of(pipe, subject=subject, controlnet_conditioning_scale=0.0, **settings), alone)
+    assert not seen
+    both = latents_of(pipe, subject=subject, **settings)
+    assert both.isfinite().all() and len(seen) == 6 and not any(seen)
+    assert relative(both, alone) > 0.01
+    assert relative(both, latents_of(pipe, subject=LearntSubject(**words), **settings)) > 1e-3
+    pipe.set_ip_adapter_scale(0.0)
+    expected = latents_of(pipe, subject=LearntSubject(**words), **settings)
+    assert torch.equal(latents_of(pipe, subject=subject, **settings), expected)
 
 
 @pytest.mark.parametrize("name", ["ada", "full"])
