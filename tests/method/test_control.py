@@ -132,7 +132,7 @@ def test_a_batch_of_all_kinds_is_one_by_one(pipe, tmp_path):
 
 
 def test_beside_an_ip_adapter():
-    """At scale 0 the call with the picture prompt alone; else both count, and the ControlNet reads no picture prompt."""
+    """Scale 0 is the call with the picture prompt alone; else both count, and the ControlNet reads no picture."""
     pipe, seen = with_nets(build(image_encoder=make_tower())), []
     load_ip_adapter(pipe)
     pipe.controlnet.register_forward_pre_hook(

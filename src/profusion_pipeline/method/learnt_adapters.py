@@ -132,8 +132,8 @@ class LearntAdaptersMixin:
                 )
         if unet is not None and image_prompts.projections(unet):
             raise ValueError(
-                "`unet` of a LearntSubject must be one without IP-Adapters, which would have no picture to read, got one "
-                "with: `unload_ip_adapter()` of its own pipeline first."
+                "`unet` of a LearntSubject must be one without IP-Adapters, which would have no picture to read, got "
+                "one with: `unload_ip_adapter()` of its own pipeline first."
             )
 
     def _plan_rows(self, state: prediction.CallState) -> tuple[guidance_rows.GuidanceRows, ...]:
