@@ -288,7 +288,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "push",
         "SOURCE REPO_ID [options]",
-        "A pipeline, with its code and a model card -> a repository on the Hub, as one commit.",
+        "A pipeline, with its code and a model card -> a repository on the Hub, as one commit; samples as a second.",
     )
     command.add_argument("source", help='Folder or Hub id of a pipeline or a Stable Diffusion 2, or "demo".')
     command.add_argument("repo_id", help="Repository on the Hub; made if it is not there.")

@@ -127,6 +127,7 @@ def push_pipeline(
 ) -> str:
     """Upload a pipeline as one commit: weights, the method's code, an index, a model card. A card there is kept.
 
+    Sample pictures and the card that shows them are a second commit.
     A new repository's card is that of the source, if it has one and none of its parts is replaced.
 
     Args:
@@ -139,7 +140,7 @@ def push_pipeline(
         max_shard_size: As of [`export_pipeline`].
         base_model: As of [`export_pipeline`].
         license: As of [`export_pipeline`].
-        sample_prompts: As of [`export_pipeline`]; a commit of their own.
+        sample_prompts: As of [`export_pipeline`]; the pictures are a commit of their own.
         sample_image: As of [`export_pipeline`].
         sample_settings: As of [`export_pipeline`].
         private: Whether a new repository is private; the account's default if not given.
@@ -147,7 +148,7 @@ def push_pipeline(
         create_pr: Whether to open a pull request rather than commit.
 
     Returns:
-        Address of the commit.
+        Address of the commit; with samples, of the second.
 
     Raises:
         ValueError: There is no token for the Hub, `dtype` is another word, `base_model` is no Hub id, `license` is not
