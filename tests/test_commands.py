@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,6 +171,18 @@ def test_customize_cuts_to_the_face_and_warns(customize, tmp_path, capsys):
     # The demo's portraits are drawings, which the cascades don't know.
     assert customize("--image", "demo", "--crop-face", "auto", out="other") == 0
     assert "No face was found in the photo" in capsys.readouterr().err
+    assert customize("--image", "demo", "--crop-face", "gone.onnx", out="third") == 1
+    assert "`crop_face` must be 'auto' or an ONNX file of YuNet that exists, got 'gone.onnx'" in capsys.readouterr().err
+
+
+def test_customize_cuts_by_a_detector_whose_file_it_does_not_tell(customize, tmp_path, monkeypatch, capsys):
+    cv2, file = pytest.importorskip("cv2"), tmp_path / "of-ada.onnx"
+    file.write_bytes(b"weights")
+    finds_nobody = SimpleNamespace(detect=lambda picture: (1, None))
+    monkeypatch.setattr(cv2, "FaceDetectorYN", SimpleNamespace(create=lambda *given: finds_nobody))
+    assert customize("--crop-face", file) == 0
+    assert "No face was found in the photo, so its middle is taken." in capsys.readouterr().err
+    assert Concept.from_pretrained(tmp_path / "concept").settings["crop_face"] == "yunet"
 
 
 def test_customize_reads_the_mask(customize, photo, capsys):

@@ -1,6 +1,7 @@
 """`profusion generate` draws again what a picture says of itself; prompts from a file; the bundled portraits."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,23 @@ def test_the_bundled_portraits(generate, model, pipe):
     assert read_record("a.png")["references"][0]["source"] == "demo"
     with pytest.raises(AssertionError, match="`--image` must be one of the portraits demo:1 to demo:4, got 'demo:5'"):
         generate("--image", "demo:5", "--prompt", "S*")
+
+
+def test_a_detectors_file_is_not_told(generate, model, monkeypatch, tmp_path, capsys):
+    """A picture names the detector, not where its file lies; to draw it again the file must be given."""
+    cv2, file = pytest.importorskip("cv2"), tmp_path / "of-ada.onnx"
+    file.write_bytes(b"weights")
+    finds_nobody = SimpleNamespace(detect=lambda picture: (1, None))
+    monkeypatch.setattr(cv2, "FaceDetectorYN", SimpleNamespace(create=lambda *given: finds_nobody))
+    said = generate("--prompt", "S*", "--crop-face", file, "--out", "a.png")
+    assert "No face was found in the photo, so its middle is taken." in said
+    record = read_record("a.png")
+    assert record["settings"]["crop_face"] == "yunet" and "of-ada" not in str(record)
+    with pytest.raises(SystemExit):
+        generate("--model", model, "--out", "b.png", again="a.png")
+    assert "--crop-face must be given" in capsys.readouterr().err
+    generate("--model", model, "--crop-face", file, "--out", "b.png", again="a.png")
+    assert np.array_equal(pixels("b.png"), pixels("a.png"))
 
 
 # What others have learnt

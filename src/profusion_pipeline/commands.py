@@ -118,9 +118,12 @@ def _customize(args: argparse.Namespace) -> None:
 
     from .customization.customize import customize
     from .demo import DEMO_CONCEPT_SETTINGS, load_photo
+    from .method.faces import check_detector
     from .method.reference_images import load_picture
     from .method.subject_prompt import find_placeholder
 
+    if config.crop_face is not None:
+        check_detector(config.crop_face)
     photos = [load_photo(file, name="--image") for file in args.image]
     for file in args.mask or ():  # read again with its photo, as it is: transparent, or of numbers too dark to see
         load_picture(file, name="--mask")

@@ -150,6 +150,7 @@ def _work_again(args: argparse.Namespace) -> Work:
     """What a picture says of itself, and over it the flags."""
     from .common.layout import flag_of
     from .common.made_with import BATCH, LOCAL, read_record
+    from .method.faces import AUTO
 
     if _num_kinds(args) > 1:
         _refuse_one_without_the_other(args)
@@ -169,6 +170,8 @@ def _work_again(args: argparse.Namespace) -> Work:
     layout = _layout_again(old) | _layout(args)
     layout_sources = {flag_of(name): given for name, given in layout.items()}
     sources = {"--image": images, "--concept": concepts, **learnt_sources, **layout_sources, "--model": [model]}
+    if "crop_face" not in typed and settings.get("crop_face") not in (None, AUTO):  # nor a path of a stranger's picture
+        sources["--crop-face"] = [LOCAL]
     for flag, given in sources.items():
         if any(source == LOCAL or not isinstance(source, str) for source in given):
             args.refuse(f"{flag} must be given, because a picture doesn't say where what it was made with lies")
@@ -292,14 +295,14 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
     from .common.learnt_files import load_learnt
     from .common.open_pipeline import load_pipeline
     from .demo import load_photo
-    from .method.checks import check_choice
-    from .method.faces import AUTO, crop_face
+    from .method.faces import check_detector, crop_face
 
     photos = [(source, load_photo(source, name="--image")) for source in work.images]
     seen = [photo for _, photo in photos]
-    if work.settings.get("crop_face") is not None:
-        check_choice("crop_face", work.settings["crop_face"], (AUTO,))
-        seen = [crop_face(photo, warn=lambda text: print(text, file=sys.stderr)) for photo in seen]
+    detector = work.settings.get("crop_face")
+    if detector is not None:
+        check_detector(detector)
+        seen = [crop_face(photo, lambda text: print(text, file=sys.stderr), detector) for photo in seen]
     layout, device = read_pictures(work.layout, load_photo), chosen_device(work.device, work.dtype)
     controlnets = load_controlnets(work.layout.get("controlnet", []), **device)
     controlnet = {"controlnet": controlnets[0] if len(controlnets) == 1 else controlnets} if controlnets else {}
@@ -329,10 +332,13 @@ def _draw(work: Work) -> tuple[list, list[dict[str, Any]]]:
 def _record(pipe, work: Work, photos: list, learnt: Any, layout: dict, number: int) -> dict[str, Any]:
     from .common.layout import of_prompt as layout_of
     from .common.made_with import record_of
+    from .method.faces import detector_name
 
     per_prompt = work.settings.get("num_images_per_prompt", 1)
     of_prompt = number // per_prompt
     settings = dict(work.settings)
+    if "crop_face" in settings:
+        settings["crop_face"] = detector_name(settings["crop_face"])
     for name in OF_PROMPT:
         if isinstance(settings.get(name), list):
             settings[name] = settings[name][of_prompt]

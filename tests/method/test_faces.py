@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from profusion_pipeline.method.faces import Face, crop_face, face_square, find_faces
+from profusion_pipeline.method.faces import Face, check_detector, crop_face, detector_name, face_square, find_faces
 
 ASTRONAUT = Image.fromarray(data.astronaut())
 
@@ -109,3 +110,110 @@ def test_in_the_call_and_in_a_subject(pipe):
     for draw in (pipe.encode_subject, lambda image, **given: pipe("S*", image=image, **given)):
         with pytest.raises(ValueError, match="`crop_face` must be .*auto.*, got 'always'"):
             draw(ASTRONAUT, crop_face="always")
+
+
+# YuNet, whose weights are not here: what OpenCV's class is given, and what is made of what it answers
+
+
+EYES, MOUTH = ((201.0, 102.0), (246.0, 103.0)), (225.0, 152.0)  # read off the photo
+
+
+@pytest.fixture
+def yunet(monkeypatch, tmp_path):
+    """A file, and in place of OpenCV's class one that answers as YuNet does; `made` is what it was given."""
+    cv2 = pytest.importorskip("cv2")
+    file, made = tmp_path / "yunet.onnx", []
+    file.write_bytes(b"weights")
+
+    class Detector:
+        found: list = []
+
+        @classmethod
+        def create(cls, model, config, input_size):
+            assert Path(model).read_bytes() == b"weights" and config == ""
+            made.append([input_size])
+            return cls()
+
+        def detect(self, picture):
+            assert picture.dtype == np.uint8 and picture.shape == (*made[-1][0][::-1], 3)
+            made[-1].append(picture)
+            scale = picture.shape[0] / 512
+            rows = [[value * scale for value in row] + [0.9] for row in self.found]
+            return 1, np.float32(rows) if rows and picture.shape[0] > 32 else None
+
+    monkeypatch.setattr(cv2, "FaceDetectorYN", Detector)
+    (x0, y0), (x1, y1) = EYES
+    corners = (MOUTH[0] - 16, MOUTH[1], MOUTH[0] + 16, MOUTH[1])
+    Detector.found = [[180, 64, 80, 116, x0, y0, x1, y1, 224, 128, *corners]]
+    return str(file), made, Detector
+
+
+def test_yunet_finds_eyes_and_mouth(yunet):
+    file, made, _ = yunet
+    (face,) = find_faces(ASTRONAUT, file)
+    assert (face.left, face.top, face.side) == pytest.approx((162, 64, 116), abs=1e-3)
+    assert np.ravel(face.eyes) == pytest.approx(np.ravel(EYES), abs=1e-3)
+    assert face.mouth == pytest.approx(MOUTH, abs=1e-3)
+    size, picture = made[-1]
+    assert size == (480, 480)
+    small = ASTRONAUT.resize(size, Image.Resampling.BOX)
+    assert np.array_equal(picture[..., ::-1], np.asarray(small))  # blue first
+    assert crop_face(ASTRONAUT, detector=file).width == round(face_square(face).side)
+
+
+def test_yunet_among_several_and_none(yunet):
+    file, _, detector = yunet
+    first = detector.found[0]
+    half, tiny = ([*first[:2], first[2] * part, first[3] * part, *first[4:]] for part in (0.6, 0.4))
+    detector.found = [tiny, half, first]
+    assert [round(face.side) for face in find_faces(ASTRONAUT, file)] == [116, 70]
+    detector.found, said = [], []
+    assert crop_face(ASTRONAUT, said.append, file).size == ASTRONAUT.size
+    assert said == ["No face was found in the photo, so its middle is taken."]
+
+
+def ffhq(eyes, mouth):
+    """The square as the lines of `download_ffhq.py`, of the data set FFHQ, compute it."""
+    eye_to_eye, middle = np.subtract(*eyes[::-1]), np.mean(eyes, axis=0)
+    eye_to_mouth = np.subtract(mouth, middle)
+    x = eye_to_eye - np.flipud(eye_to_mouth) * [-1, 1]
+    x /= np.hypot(*x)
+    x *= max(np.hypot(*eye_to_eye) * 2.0, np.hypot(*eye_to_mouth) * 1.8)
+    return middle + eye_to_mouth * 0.1, 2 * np.hypot(*x), np.degrees(np.arctan2(x[1], x[0]))
+
+
+@pytest.mark.parametrize(
+    "eyes, mouth", [(EYES, MOUTH), (((100.0, 90), (112, 95)), (90.0, 140)), (EYES[::-1], (224, 52))]
+)
+def test_with_a_mouth_the_square_is_that_of_ffhq(eyes, mouth):
+    """Upright, half turned away, and upside down."""
+    ours, (middle, side, degrees) = face_square(Face(0, 0, 9, eyes, mouth)), ffhq(eyes, mouth)
+    assert ours.middle == pytest.approx(middle) and ours.side == pytest.approx(side)
+    assert (ours.degrees - degrees) % 360 == pytest.approx(0, abs=1e-6)
+
+
+def test_yunet_in_the_call(pipe, yunet):
+    file, _, _ = yunet
+    by_call, by_hand = pipe.encode_subject(ASTRONAUT, crop_face=file), crop_face(ASTRONAUT, detector=file)
+    assert by_call.latents.equal(pipe.encode_subject(by_hand).latents)
+    assert not by_call.latents.equal(pipe.encode_subject(ASTRONAUT).latents)
+    assert [detector_name(one) for one in (None, "auto", file)] == [None, "auto", "yunet"]
+
+
+def test_what_is_no_yunet(tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    file = tmp_path / "face.onnx"
+    file.write_bytes(b"no network")
+    with pytest.raises(
+        ValueError, match="`crop_face` must be an ONNX file of YuNet, such as .*; OpenCV can't run '.*face"
+    ):
+        check_detector(file)
+    with pytest.raises(
+        ValueError, match="`crop_face` must be 'auto' or an ONNX file of YuNet that exists, got '.*gone"
+    ):
+        check_detector(str(tmp_path / "gone.onnx"))
+    with pytest.raises(TypeError, match="`crop_face` must be 'auto' or the path of a YuNet file, got 3"):
+        check_detector(3)
+    monkeypatch.delattr(cv2, "FaceDetectorYN")
+    with pytest.raises(ImportError, match="This is OpenCV 4"):
+        check_detector(file)

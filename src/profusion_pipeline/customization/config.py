@@ -79,9 +79,8 @@ class CustomizeConfig:
     # The photo
     crop_face: str | None = setting(
         None,
-        help="With auto, each photo and its mask are cut to the face, as the pictures of FFHQ were; needs OpenCV 4. If "
-        "not given, to a square around the middle.",
-        choices=(AUTO,),
+        help="With auto, each photo and its mask are cut to the face, as the pictures of FFHQ were; needs OpenCV 4. "
+        "The path of an ONNX file of YuNet does so with that detector. If not given, to a square around the middle.",
     )
 
     # Augmentation

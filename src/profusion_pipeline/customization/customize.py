@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..method.base_hash import pipeline_hash
 from ..method.concept_file import Concept
+from ..method.faces import detector_name
 from ..method.image_prompts import projections
 from ..method.pipeline_profusion import ProFusionPipeline
 from ..method.shared_models import in_use
@@ -68,7 +69,7 @@ def customize(
         The concept, in float16 on the CPU.
 
     Raises:
-        ImportError: PEFT, bitsandbytes for the 8-bit optimiser, or OpenCV 4 for `crop_face` isn't installed.
+        ImportError: PEFT, bitsandbytes for the 8-bit optimiser, or OpenCV for `crop_face` isn't installed.
         TypeError: Photo, mask or a setting is of another type.
         ValueError: Photo or mask can't be read or don't fit, a setting is out of range, or the pipeline lacks a part.
         FloatingPointError: A loss or a learnt weight is not finite; the sentence names the step.
@@ -136,7 +137,7 @@ def customizing(
         find_placeholder(prompt, pipe.config.placeholder)
     photos, masks = read_photos(photo, mask)
     if config.crop_face is not None:
-        photos, masks = cut_to_faces(photos, masks, warn)
+        photos, masks = cut_to_faces(photos, masks, warn, config.crop_face)
     if len(config.learning_prompts) not in (1, len(photos)):
         raise ValueError(
             f"`caption` must be one for all photos or one for each of {len(photos)}, got {len(config.captions)}."
@@ -266,7 +267,8 @@ class Customization(Learning):
             class_noun=self.config.class_noun,
             base_model=Path(name).name if Path(name).exists() else name,  # no folder of this machine
             base_hash=self.fingerprint,
-            settings=dataclasses.asdict(self.config) | {"learning_rate": self.config.rate},
+            settings=dataclasses.asdict(self.config)
+            | {"learning_rate": self.config.rate, "crop_face": detector_name(self.config.crop_face)},
             steps=self.step,
             loss=float(np.mean(self.losses[-10:])),
             thumbnail=self.thumbnail,

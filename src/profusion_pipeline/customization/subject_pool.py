@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..method.encoding import vision_states
-from ..method.faces import cut_square, find_square
+from ..method.faces import AUTO, check_detector, cut_square, find_square
 from ..method.framing import vae_pixels, vision_pixels
 from ..method.mask_picture import load_mask
 from ..method.pipeline_profusion import ProFusionPipeline
@@ -134,7 +134,10 @@ def read_photos(
 
 
 def cut_to_faces(
-    photos: Sequence[Image.Image], masks: Sequence[Image.Image | None], warn: Callable[[str], None] | None = None
+    photos: Sequence[Image.Image],
+    masks: Sequence[Image.Image | None],
+    warn: Callable[[str], None] | None = None,
+    detector: str = AUTO,
 ) -> tuple[list[Image.Image], list[Image.Image | None]]:
     """Photos as the square around each one's face, and their masks with them.
 
@@ -142,20 +145,22 @@ def cut_to_faces(
         photos: RGB.
         masks: The grey mask of each, or None.
         warn: As of [`crop_face`].
+        detector: As of [`crop_face`].
 
     Returns:
         Both; of a photo without a face, as they were.
 
     Raises:
-        ImportError: OpenCV 4 isn't installed.
-        ValueError: A mask is dark everywhere in the square.
+        ImportError: As of [`crop_face`].
+        ValueError: `detector` is no file of YuNet, or a mask is dark everywhere in the square.
 
     Example:
         >>> photos, masks = cut_to_faces([Image.new("RGB", (64, 80))], [None], warn=lambda text: None)
         >>> photos[0].size, masks
         ((64, 80), [None])
     """
-    squares = [find_square(photo, warn) for photo in photos]
+    check_detector(detector)
+    squares = [find_square(photo, warn, detector) for photo in photos]
 
     def cut(pictures: Sequence[Image.Image | None]) -> list[Image.Image | None]:
         return [

@@ -125,7 +125,7 @@ class EncodingMixin:
             The subject, on the pipeline's device.
 
         Raises:
-            ImportError: Faces are to be found and OpenCV 4 isn't installed.
+            ImportError: Faces are to be found and OpenCV isn't installed, or has no such detector.
             TypeError: A reference is nothing that makes a picture.
             ValueError: A reference can't be read, a size or weight is out of range, or there is no image encoder.
 
@@ -223,9 +223,9 @@ class EncodingMixin:
         image: reference_images.Reference | list[reference_images.Reference], crop_face: str | None, name: str = "image"
     ) -> list[Image.Image]:
         if crop_face is not None:
-            checks.check_choice("crop_face", crop_face, (faces.AUTO,))
+            faces.check_detector(crop_face)
         references = reference_images.load_reference_images(image, name)
-        return references if crop_face is None else [faces.crop_face(reference) for reference in references]
+        return references if crop_face is None else [faces.crop_face(one, detector=crop_face) for one in references]
 
     def _encode_images(
         self, images: list[tuple[int, list[Image.Image], list[float]]], height: int, width: int

@@ -157,8 +157,9 @@ class ProFusionPipeline(
             height: Of the pictures in pixels, a multiple of VAE factor x PromptNet's grid (64 for Stable Diffusion).
                 The subject's if one is given, else the UNet's trained size.
             width: As `height`.
-            crop_face: "auto" cuts each photo to its face, as the pictures of FFHQ were cut, and needs OpenCV 4; None
-                takes its middle. A `subject` is encoded already.
+            crop_face: "auto" cuts each photo to its face, as the pictures of FFHQ were cut, and needs OpenCV 4; the
+                path of an ONNX file of YuNet does so with that detector; None takes the middle. A `subject` is encoded
+                already.
             num_inference_steps: Denoising steps, 1 or more. More are slower and more exact.
             strength: In (0, 1]. Below 1 the call starts that far into the schedule, from the noised `init_image`, from
                 the first reference where there is none, or from `latents` as they are. 1 is pure noise.
@@ -215,7 +216,7 @@ class ProFusionPipeline(
             `images`, and `nsfw_content_detected` of the safety checker or None.
 
         Raises:
-            ImportError: `crop_face` is given and OpenCV 4 isn't installed.
+            ImportError: `crop_face` is given and OpenCV isn't installed, or has no such detector.
             TypeError: An argument is of another type than said above.
             ValueError: An argument is out of range, arguments contradict each other, the scheduler can't carry the
                 fusion stage, or components don't fit. Nothing has been computed then.
