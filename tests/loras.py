@@ -1,5 +1,6 @@
 """LoRAs of tiny models as diffusers' example scripts save them, and the same in kohya's format."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -51,15 +52,36 @@ def write_kohya(folder: Path, source: Path) -> Path:
     return folder / "kohya.safetensors"
 
 
-def make_xl_lora(seed: int = 5) -> dict[str, torch.Tensor]:
+def make_xl_lora(seed: int = 5, in_texts: tuple[str, ...] = (), **config) -> dict[str, torch.Tensor]:
     """A LoRA of UNet and both text encoders, as diffusers' pipeline of Stable Diffusion XL saves it."""
     import peft
 
     donor, state = make_xl_components(with_promptnet=False), {}
-    for name, targets in (("unet", ["to_k", "to_q"]), ("text_encoder", ["q_proj"]), ("text_encoder_2", ["v_proj"])):
+    places = {"unet": ["to_k", "to_q"], "text_encoder": ["q_proj", *in_texts], "text_encoder_2": ["v_proj", *in_texts]}
+    for name, targets in places.items():
         model = donor[name]
-        model.add_adapter(peft.LoraConfig(r=2, target_modules=targets))
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=targets, **config))
         generator = torch.Generator().manual_seed(seed)
         for key, tensor in peft.get_peft_model_state_dict(model).items():
             state[f"{name}.{key}"] = torch.randn(tensor.shape, generator=generator) * 0.3
     return state
+
+
+def xl_as_kohya(state: dict[str, torch.Tensor], layers_per_block: int) -> dict[str, torch.Tensor]:
+    """The same numbers as kohya's scripts write them for XL: the UNet's blocks are numbered as in the original code."""
+    starts, tensors = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}, {}
+
+    def original(match: re.Match) -> str:
+        place, block, layer = match.group(1), int(match.group(2)), int(match.group(3))
+        number = block * (layers_per_block + 1) + layer
+        return f"input_blocks_{number + 1}_1" if place == "down" else f"output_blocks_{number}_1"
+
+    for name, tensor in state.items():
+        part, layer, factor, _ = re.fullmatch(r"([a-z_0-9]+)\.(.+)\.lora_([AB])\.(weight)", name).groups()
+        if part != "unet" and not layer.startswith("text_model"):
+            layer = f"text_model.{layer}"
+        key = re.sub(r"(down|up)_blocks_(\d)_attentions_(\d)", original, layer.replace(".", "_"))
+        key = starts[part] + key.replace("mid_block_attentions_0", "middle_block_1")
+        tensors[f"{key}.lora_{'down' if factor == 'A' else 'up'}.weight"] = tensor
+        tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    return tensors

@@ -4,10 +4,12 @@ import ast
 import re
 
 import pytest
+from huggingface_hub import ModelCard
 
-from profusion_pipeline import ProFusionPipeline
+from profusion_pipeline import ProFusionPipeline, ProFusionXLPipeline
 from profusion_pipeline.method.card import check_facts, model_card, plain
 from tiny import make_components
+from tiny_xl import make_xl_components
 
 
 def test_the_card_says_what_it_must(tmp_path):
@@ -41,6 +43,22 @@ def test_a_card_of_stable_diffusion_xl_names_its_class_and_its_tokenizers():
     card = model_card("me/mine", components={"promptnet": object(), "text_encoder_2": object()}, placeholder="S*")
     assert 'ProFusionXLPipeline.from_pretrained("me/mine")' in card and "ProFusionPipeline" not in card
     assert "Stable Diffusion XL" in card and '"tokenizer", "tokenizer_2")' in card and "Diffusion 2" not in card
+
+
+def test_a_saved_pipeline_of_stable_diffusion_xl_names_its_base(tmp_path):
+    pipe = ProFusionXLPipeline(**make_xl_components(with_promptnet=False))
+    pipe.save_pretrained(tmp_path / "mine", base_model="someone/stable-diffusion-xl", license="openrail++")
+    data = ModelCard.load(tmp_path / "mine" / "README.md").data
+    assert (data.base_model, data.license, data.library_name) == (
+        "someone/stable-diffusion-xl",
+        "openrail++",
+        "diffusers",
+    )
+    text = (tmp_path / "mine" / "README.md").read_text("utf-8")
+    assert "Base model: [someone/stable-diffusion-xl](https://" in text
+    assert "| `text_encoder_2` | CLIPTextModelWithProjection |" in text and "| `promptnet`" not in text
+    pipe.save_pretrained(tmp_path / "other")
+    assert ModelCard.load(tmp_path / "other" / "README.md").data.base_model is None
 
 
 def test_a_card_without_facts_says_so():

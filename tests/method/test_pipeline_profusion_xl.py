@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import schedulers
 from calls import CLOSE, PROMPT, latents_of, picture, relative, seeded
-from loras import make_xl_lora
+from loras import make_xl_lora, xl_as_kohya
 from profusion_pipeline.method.learnt_subject import LearntSubject
 from profusion_pipeline.method.pipeline_profusion_xl import ProFusionXLPipeline, in_float32
 from tiny import TEXT_WIDTH, make_scheduler, make_unet
@@ -322,6 +322,44 @@ def test_the_lora_of_a_subject_leaves_null_and_class_to_the_base():
     both = latents_of(pipe, [PROMPT] * 2, subject=[dog, none], generator=[seeded(1), seeded(2)])
     for i, one in enumerate((dog, none)):
         assert relative(both[i : i + 1], latents_of(pipe, subject=one, generator=[seeded(i + 1)])) < CLOSE
+
+
+def test_a_lora_in_kohyas_format():
+    """With the original names of XL's blocks, which diffusers translates: the same pictures as from its own format."""
+    drawn, dog = [], LearntSubject("red hat", class_noun="hat", adapter="dog")
+    for as_kohya in (False, True):
+        # diffusers knows a text encoder's LoRA by its out_proj, which kohya's scripts always learn
+        pipe, state = build(with_promptnet=False), make_xl_lora(in_texts=("out_proj",))
+        if as_kohya:
+            state = xl_as_kohya(state, pipe.unet.config.layers_per_block)
+            assert any("input_blocks" in name for name in state) and any("lora_te2" in name for name in state)
+        pipe.load_lora_weights(state, adapter_name="dog")
+        assert all("dog" in part.peft_config for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2))
+        drawn.append(latents_of(pipe, subject=dog))
+    assert torch.equal(*drawn)
+
+
+def test_a_dora_is_refused():
+    pipe = build(with_promptnet=False)
+    state = {name: tensor for name, tensor in make_xl_lora(use_dora=True).items() if name.startswith("unet.")}
+    pipe.load_lora_weights(state, adapter_name="dog")
+    with pytest.raises(ValueError, match="The adapter 'dog' is a DoRA, which scales whole weights"):
+        latents_of(pipe, subject=LearntSubject("red hat", class_noun="hat", adapter="dog"))
+
+
+def test_a_whole_unet_on_all_rows_is_the_base_with_that_unet():
+    pipe, other = build(with_promptnet=False), build(seed=1, with_promptnet=False)
+    subject = LearntSubject("red hat", class_noun="hat", unet=other.unet)
+    ours = latents_of(pipe, subject=subject, base_guidance=False, **ALL_ROWS)
+    base = build(with_promptnet=False, unet=other.unet)
+    assert torch.equal(ours, base_latents(base, "a photo of red hat on the beach", guidance_scale=1.0))
+    assert relative(latents_of(pipe, subject=subject, **PLAIN), latents_of(pipe, subject=HAT, **PLAIN)) < CLOSE
+
+
+@pytest.mark.parametrize("noun, error", [(dict(), TypeError), (dict(class_noun=" "), ValueError)])
+def test_words_without_a_class_noun(pipe, noun, error):
+    with pytest.raises(error, match="class_noun"):
+        latents_of(pipe, subject=pipe.LearntSubject("red hat", **noun))
 
 
 def test_a_lora_for_another_base_is_refused():
