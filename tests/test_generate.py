@@ -6,17 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
 from concepts import learn
-from loras import FILE, write_lora
-from profusion_pipeline import LearntSubject, ProFusionPipeline, demo_portraits
+from loras import FILE, make_xl_lora, write_lora
+from profusion_pipeline import LearntSubject, ProFusionPipeline, ProFusionXLPipeline, demo_portraits
 from profusion_pipeline.cli import main
 from profusion_pipeline.common.layout import NAMES
 from profusion_pipeline.common.made_with import read_record
 from tiny import TEXT_WIDTH, make_components, make_controlnet
+from tiny_xl import make_xl_components
 
 
 @pytest.fixture
@@ -219,6 +220,27 @@ def test_a_lora_and_a_learnt_word(generate, plain):
     assert "otherwise" not in said and np.array_equal(pixels("again.png"), pixels("lora.png"))
     with pytest.raises(SystemExit):
         generate(*model, "--out", "again.png", again="lora.png")
+
+
+def test_a_lora_of_stable_diffusion_xl(generate, tmp_path):
+    pytest.importorskip("peft")
+    ours = ProFusionXLPipeline(**make_xl_components(with_promptnet=False))
+    StableDiffusionXLPipeline.from_pipe(ours).save_pretrained(tmp_path / "xl")
+    save_file(make_xl_lora(), tmp_path / FILE)
+    settings = ["--num-inference-steps", 2, "--seed", 3, "--prompt", "a S*"]
+    words = ["--words", "red hat", "--class-noun", "hat", "--lora", tmp_path / FILE, "--lora-scale", 0.5]
+    generate("--model", tmp_path / "xl", *settings, *words, "--out", "xl.png", bare=True)
+
+    pipe = ProFusionXLPipeline.from_pretrained(tmp_path / "xl")
+    pipe.load_lora_weights(make_xl_lora(), adapter_name="hat")
+    subject = LearntSubject("red hat", class_noun="hat", adapter="hat", scale=0.5)
+    (expected,) = pipe(
+        "a S*", subject=subject, num_inference_steps=2, generator=torch.Generator().manual_seed(3)
+    ).images
+    assert np.array_equal(pixels("xl.png"), np.asarray(expected))
+    assert read_record("xl.png")["learnt"]["scales"] == [0.5]
+    with pytest.raises(SystemExit):  # without a class noun
+        generate("--model", tmp_path / "xl", *settings, *words[:2], *words[4:], "--out", "no.png", bare=True)
 
 
 @pytest.mark.parametrize(
