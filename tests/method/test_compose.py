@@ -78,6 +78,22 @@ def test_lora_comes_and_goes(pipe, lora_file, names):
     assert relative(latents_of(pipe, image=picture()), without) < 1e-4
 
 
+def test_a_lora_is_saved_once_it_is_in_the_weights(pipe, lora_file, tmp_path):
+    """As the error says of a pipeline whose LoRA is still an adapter: its folder would not load anywhere else."""
+    freeze(pipe)
+    without = latents_of(pipe, image=picture())
+    pipe.load_lora_weights(lora_file(1, "unet", "text_encoder"), adapter_name="style")
+    styled = latents_of(pipe, image=picture())
+    with pytest.raises(ValueError, match=r"adapters in text_encoder and unet: .* after `fuse_lora\(\)`"):
+        pipe.save_pretrained(tmp_path / "saved")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "saved")
+    loaded = ProFusionPipeline.from_pretrained(tmp_path / "saved")
+    assert relative(latents_of(loaded, image=picture()), styled) < 1e-4
+    assert relative(styled, without) > 1e-3
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_two_loras_at_once(pipe, lora_file):
     freeze(pipe)

@@ -231,7 +231,11 @@ class RepositoryMixin:
             )
 
     def _check_no_adapters(self) -> None:
-        """Layers with adapters have other weights' names, which nothing would load again."""
+        """Saved with adapters, a folder would not load elsewhere.
+
+        A UNet's weights then have names that nothing loads; a text encoder is left out, and its adapter names it by the
+        place where it was loaded from.
+        """
         if image_prompts.projections(self.unet):
             raise ValueError(
                 "A pipeline can't be saved while its UNet holds an IP-Adapter: `unload_ip_adapter()` first."
@@ -239,8 +243,9 @@ class RepositoryMixin:
         changed = [name for name, part in self.components.items() if getattr(part, "peft_config", None)]
         if changed:
             raise ValueError(
-                f"A pipeline can't be saved while {' and '.join(changed)} hold adapters: `unload_concept()`, and "
-                "`unload_lora_weights()` if there are LoRAs. Concepts are saved by themselves."
+                f"A pipeline can't be saved while there are adapters in {' and '.join(changed)}: `unload_concept()`, "
+                "and `unload_lora_weights()` if there are LoRAs, which stay in the weights after `fuse_lora()`. "
+                "Concepts are saved by themselves."
             )
 
     def complete_repository(
