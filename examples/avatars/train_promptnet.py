@@ -30,7 +30,7 @@ PLAIN_TEXT = "a portrait of S*"
 # With --captions and without: people, optimizer steps, pictures a step and process, peak learning rate.
 RECIPES = {
     False: dict(count=40_000, steps=9000, batch_size=32, rate=8e-4),
-    True: dict(count=24_000, steps=1500, batch_size=64, rate=5e-4),
+    True: dict(count=24_000, steps=6700, batch_size=64, rate=5e-4),
 }
 PLAIN_TEXTS = 0.3  # share of passport photos that have no other text
 
