@@ -80,7 +80,8 @@ def test_what_a_concept_remembers(pipe):
 def test_a_concept_names_no_folder_of_this_machine(pipe, tmp_path):
     pipe.register_to_config(_name_or_path=str(tmp_path / "base"))
     (tmp_path / "base").mkdir()
-    assert pipe.customize(photo(), QUICK, steps=1).base_model == "base"
+    concept = pipe.customize(photo(), QUICK, steps=1, captioner=str(tmp_path / "base"))
+    assert (concept.base_model, concept.settings["captioner"]) == ("base", "base")
     pipe.register_to_config(_name_or_path="owner/base")
     assert pipe.customize(photo(), QUICK, steps=1).base_model == "owner/base"
 
@@ -267,6 +268,7 @@ def test_a_captioner_is_asked_for_each_photo(pipe, monkeypatch):
 
     monkeypatch.setattr("profusion_pipeline.customization.customize.describe_photo", describe)
     concept = pipe.customize(photos()[1:], QUICK, caption="auto", captioner="me/captioner")
+    assert concept.settings["captioner"] == "me/captioner"
     assert seen == [((20, 20), "me/captioner", True), ((24, 24), "me/captioner", True)]
     assert concept.settings["caption"] == ["at 1 o'clock", "at 2 o'clock"]
 

@@ -260,19 +260,27 @@ class Customization(Learning):
                     f"Not all of {name} are finite in float16 after step {self.step} of {self.config.steps}, so "
                     "nothing was made: try a lower `learning_rate`."
                 )
-        name = str(self.pipe.name_or_path or "a pipeline without name")
+        told = {
+            "learning_rate": self.config.rate,
+            "crop_face": detector_name(self.config.crop_face),
+            "captioner": _without_folder(self.config.captioner),
+        }
         return Concept(
             **vars(self.subject.to("cpu", torch.float16)),
             changes=changes,
             class_noun=self.config.class_noun,
-            base_model=Path(name).name if Path(name).exists() else name,  # no folder of this machine
+            base_model=_without_folder(str(self.pipe.name_or_path or "a pipeline without name")),
             base_hash=self.fingerprint,
-            settings=dataclasses.asdict(self.config)
-            | {"learning_rate": self.config.rate, "crop_face": detector_name(self.config.crop_face)},
+            settings=dataclasses.asdict(self.config) | told,
             steps=self.step,
             loss=float(np.mean(self.losses[-10:])),
             thumbnail=self.thumbnail,
         )
+
+
+def _without_folder(name: str) -> str:
+    """A Hub id as it is; of a folder its own name alone, because where it lies is nobody's business."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def _captioned(config: CustomizeConfig, photos: Sequence[Image.Image], device: torch.device) -> CustomizeConfig:
