@@ -37,9 +37,8 @@ class MaskedLoss(Customization):
     """Only the loss within an ellipse around the face counts."""
 
     def objective(self, **pairs: torch.Tensor) -> torch.Tensor:
-        found = losses.promptnet_loss(
-            self.pipe.unet, self.pipe.text_encoder, self.pipe.promptnet, **pairs, **self.noise_schedule
-        )
+        models = (self.pipe.unet, self.pipe.text_encoder, self.pipe.promptnet)
+        found = losses.promptnet_loss(*models, **pairs, **self.constants)
         alpha_bar = self.noise_schedule["alphas_cumprod"][pairs["timesteps"]]
         kind = self.noise_schedule["prediction_type"]
         target = losses.prediction_target(pairs["latents"], pairs["noise"], alpha_bar, kind)
@@ -116,9 +115,9 @@ class Guiding:
     def __init__(self, pipe: ProFusionPipeline):
         self.pipe, self.t, self.guide, self.predict = pipe, 0.0, fusion_sampling.guide, prediction.predict
 
-    def predicting(self, state, rows, latents, t, shared) -> torch.Tensor:
+    def predicting(self, state, rows, latents, t, *others) -> torch.Tensor:
         self.t = float(t)
-        return self.predict(state, rows, latents, t, shared)
+        return self.predict(state, rows, latents, t, *others)
 
     def __call__(self, null, conditional, weights, owner) -> torch.Tensor:
         conditional, weights = self.changed(null, conditional, weights.clone(), len(null))

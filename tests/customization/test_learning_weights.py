@@ -58,7 +58,7 @@ def test_size_at_that_of_stable_diffusion_2():
         unet = UNet2DConditionModel(
             sample_size=64, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
         )
-        base = SimpleNamespace(unet=unet, promptnet=PromptNet(), text_encoder=nn.Identity())
+        base = SimpleNamespace(unet=unet, promptnet=PromptNet(), _text_encoders=[nn.Identity()])
     widths = 5 * [320] + 5 * [640] + 6 * [1280] + 2 * [320] + 2 * [640] + 3 * [1280]
     # A layer from a to b has rank x (a + b): five from c to c, and keys and values from text or picture, 1024, to c.
     per_rank = sum(4 * 2 * c + 2 * (1024 + c) for c in widths)

@@ -377,7 +377,7 @@ def test_a_concept_for_another_base(learnt):
 
 @pytest.mark.parametrize("name", ["", "ada.v2", "a b", 3])
 def test_a_name_that_is_none(pipe, learnt, name):
-    with pytest.raises(ValueError, match="`name` must be made of letters, digits, `_` and `-`, got"):
+    with pytest.raises(ValueError, match="`name` must be made of up to 100 letters, digits, `_` and `-`, got"):
         pipe.load_concept(learnt["ada"], name=name)
 
 

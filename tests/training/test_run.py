@@ -70,7 +70,7 @@ def test_captions_take_the_place_of_the_prompt(folders, tmp_path, caplog):
     [
         ({"pad_prompt": False}, "S*, smiling", "`pad_prompt` must be True where pictures have captions"),
         ({}, "smiling", r"The caption of '.*anna-0.png' must be a text that holds 'S\*' exactly once"),
-        ({}, "a " * 80 + "S*", "reads 77 tokens, got it at token 81 with 1 places"),
+        ({}, "a " * 80 + "S*", "reads 77 tokens, got it at token 81 with 1 positions"),
     ],
 )
 def test_captions_that_cannot_be_learnt_are_refused(folders, tmp_path, settings, text, sentence):

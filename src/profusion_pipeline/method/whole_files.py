@@ -105,7 +105,7 @@ def writing(path: Path) -> Iterator[None]:
         >>> with writing(Path("a.txt")):
         ...     raise OSError("No space left on device")
         Traceback (most recent call last):
-        OSError: 'a.txt' could not be written, what was there before is whole: No space left on device
+        OSError: 'a.txt' could not be written, what was there before is whole: No space left on device.
     """
     if "\0" in os.fspath(path):
         raise ValueError(f"{shown_path(path)} must be a path without null characters.")

@@ -359,9 +359,9 @@ def find_weights(name: str, weights: Path | None, part: str) -> Path:
         FileNotFoundError: E4T is pre-trained, but its weights 'e4t' are not in None: ...
     """
     if weights is None or not Path(weights, part, "config.json").is_file():
-        place = None if weights is None else str(weights)
+        place = None if weights is None else shown_path(weights)
         raise FileNotFoundError(
-            f"{name} is pre-trained, but its weights {part!r} are not in {shown_path(place)}: `python "
+            f"{name} is pre-trained, but its weights {part!r} are not in {place}: `python "
             f"examples/avatars/train_rivals.py --which {part}` trains those for the demo model; `weights` names their "
             "folder."
         )
