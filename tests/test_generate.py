@@ -282,7 +282,17 @@ def layout(tmp_path, pipe):
 def test_a_layout_is_drawn_again_with_its_pictures_at_hand(generate, model, layout, capsys):
     begun = ["--init-image", layout / "bob.png", "--mask-image", layout / "mask.png"]
     controlled = ["--controlnet", layout / "canny", "--control-image", layout / "edges.png"]
-    words = ["--prompt", "a photo of S*", "S* in red", "--seed", 5, "--strength", 0.5, "--controlnet-scale", 0.7]
+    words = [
+        "--prompt",
+        "a photo of S*",
+        "S* in red",
+        "--seed",
+        5,
+        "--strength",
+        0.5,
+        "--controlnet-conditioning-scale",
+        0.7,
+    ]
     generate(*words, *begun, *controlled, "--out", "a.png")
     generate("--model", model, *begun, *controlled, "--out", "again.png", again="a-2.png")
     assert np.array_equal(pixels("a-2.png"), pixels("again.png"))

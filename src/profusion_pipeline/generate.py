@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common.flags import Flag, flags_of_function, given_flags
+from .common.flags import Flag, flags_of_function, given_flags, option_of
 from .common.launcher import chosen_device
 from .method.checks import check_characters
 from .method.whole_files import shown_path
@@ -19,7 +19,6 @@ CALL = Path(__file__).parent / "method" / "pipeline_profusion.py"
 
 # Parameters of the call that say in which form Python gets the answer, or that have a flag of another form.
 NOT_FLAGS = {"image", "concept", "generator", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"}
-SHORT = {"controlnet_conditioning_scale": "--controlnet-scale"}  # flags with another name than the call's
 OF_PROMPT = ("class_noun", "class_prompt", "negative_prompt")  # given once, or for each prompt
 OF_REFERENCES = ("image_weights", "height", "width")  # what a subject is encoded with
 
@@ -32,7 +31,6 @@ def call_flags() -> list[Flag]:
         [50]
     """
     flags = [flag for flag in flags_of_function(CALL, "ProFusionPipeline.__call__") if flag.name not in NOT_FLAGS]
-    flags = [dataclasses.replace(flag, typed=SHORT.get(flag.name)) for flag in flags]
     # A file or a picture may give the prompt, so it needn't be typed.
     return [dataclasses.replace(flag, default=None) if flag.name == "prompt" else flag for flag in flags]
 
@@ -148,7 +146,6 @@ def _typed(args: argparse.Namespace) -> dict[str, Any]:
 
 def _work_again(args: argparse.Namespace) -> Work:
     """What a picture says of itself, and over it the flags."""
-    from .common.layout import flag_of
     from .common.made_with import BATCH, LOCAL, read_record
     from .method.faces import AUTO
 
@@ -168,7 +165,7 @@ def _work_again(args: argparse.Namespace) -> Work:
         "--textual-inversion": (learnt or {}).get("textual_inversions", []),
     }
     layout = _layout_again(old) | _layout(args)
-    layout_sources = {flag_of(name): given for name, given in layout.items()}
+    layout_sources = {option_of(name): given for name, given in layout.items()}
     sources = {"--image": images, "--concept": concepts, **learnt_sources, **layout_sources, "--model": [model]}
     if "crop_face" not in typed and settings.get("crop_face") not in (None, AUTO):  # nor a path of a stranger's picture
         sources["--crop-face"] = [LOCAL]

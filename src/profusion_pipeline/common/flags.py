@@ -18,6 +18,22 @@ KINDS = {"str": str, "float": float, "int": int, "bool": bool}  # of a union the
 REQUIRED = dataclasses.MISSING
 
 
+def option_of(name: str) -> str:
+    """A parameter's name as it is typed.
+
+    Args:
+        name: Of a parameter or setting.
+
+    Returns:
+        The flag.
+
+    Example:
+        >>> option_of("init_image")
+        '--init-image'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Flag:
     """One parameter that can be typed.
@@ -29,7 +45,6 @@ class Flag:
         default: The parameter's own default, or `REQUIRED`.
         help: What it means.
         choices: The allowed values, None for any.
-        typed: The flag, where it has another name than the parameter.
 
     Example:
         >>> Flag("num_steps", int, "never", default=50, help="Denoising steps.").option
@@ -42,12 +57,11 @@ class Flag:
     default: Any
     help: str
     choices: tuple[str, ...] | None = None
-    typed: str | None = None
 
     @property
     def option(self) -> str:
         """The flag as it is typed."""
-        return self.typed or f"--{self.name.replace('_', '-')}"
+        return option_of(self.name)
 
 
 def flags_of_function(path: Path, qualname: str) -> list[Flag]:
@@ -140,7 +154,6 @@ def add_flags(parser: argparse.ArgumentParser, flags: list[Flag], *, required: C
             nargs = None if flag.many == "never" else "+"
             parser.add_argument(
                 flag.option,
-                dest=flag.name,
                 type=TYPES[flag.kind],
                 nargs=nargs,
                 choices=flag.choices,

@@ -12,28 +12,13 @@ from PIL import Image
 from ..method import checks
 from ..method.mask_picture import load_mask
 from ..method.reference_images import load_reference_image
+from .flags import option_of
 
 PICTURES = ("init_image", "mask_image", "control_image")
 NAMES = (*PICTURES, "controlnet")
 
 Sources = Mapping[str, Sequence[str]]
 Read = Mapping[str, Sequence[tuple[str, Any]]]
-
-
-def flag_of(name: str) -> str:
-    """How it is typed.
-
-    Args:
-        name: One of `NAMES`.
-
-    Returns:
-        The flag.
-
-    Example:
-        >>> flag_of("init_image")
-        '--init-image'
-    """
-    return f"--{name.replace('_', '-')}"
 
 
 def read_pictures(sources: Sources, load: Any = load_reference_image) -> dict[str, list[tuple[str, Image.Image]]]:
@@ -58,7 +43,7 @@ def read_pictures(sources: Sources, load: Any = load_reference_image) -> dict[st
         raise ValueError("--controlnet and --control-image must be given together: one reads the other.")
     return {
         name: [
-            (source, (load_mask if name == "mask_image" else load)(source, flag_of(name))) for source in sources[name]
+            (source, (load_mask if name == "mask_image" else load)(source, option_of(name))) for source in sources[name]
         ]
         for name in PICTURES
         if sources.get(name)
