@@ -221,14 +221,9 @@ def _list_per_net(name: str, value: Any, num_nets: int, **limits: float) -> tupl
 
 
 def _read_pictures(images: Any, num_nets: int, num_prompts: int) -> tuple[tuple[Image.Image, ...], ...]:
-    """For each ControlNet a picture for each prompt; what several share is read once."""
-    name, read = "control_image", {}
-
-    def picture(one: Any) -> Image.Image:
-        if id(one) not in read:
-            read[id(one)] = (reference_images.load_reference_image(one, name), one)
-        return read[id(one)][0]
-
+    """For each ControlNet a picture for each prompt."""
+    name = "control_image"
+    picture = reference_images.reading_once(reference_images.load_reference_image, name)
     if num_nets == 1:
         return (tuple(picture(one) for one in call_inputs.list_per_prompt(name, images, num_prompts)),)
     if not isinstance(images, list):

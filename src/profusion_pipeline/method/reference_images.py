@@ -6,9 +6,9 @@ and the CLIP tower see 8-bit RGB, so everything is brought to that once, here, b
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -80,6 +80,31 @@ def load_reference_images(images: Reference | list[Reference], name: str = "imag
         raise ValueError(f"`{name}` is an empty list: give at least one reference of each subject.")
     count = len(references)
     return [load_reference_image(one, quoting.entry(name, i, count)) for i, one in enumerate(references)]
+
+
+def reading_once(load: Callable[[Any, str], Image.Image], name: str) -> Callable[[Any], Image.Image]:
+    """A reader of pictures that several prompts may share: each object is read once, as an open file can be.
+
+    Args:
+        load: What reads one, such as [`load_reference_image`].
+        name: What errors call it.
+
+    Returns:
+        Picture -> what was read of it.
+
+    Example:
+        >>> read, photo = reading_once(load_reference_image, "image"), Image.new("RGB", (8, 8))
+        >>> read(photo) is read(photo)
+        True
+    """
+    known: dict[int, tuple[Image.Image, Any]] = {}
+
+    def read(one: Any) -> Image.Image:
+        if id(one) not in known:
+            known[id(one)] = (load(one, name), one)  # held, so that no other object gets its id
+        return known[id(one)][0]
+
+    return read
 
 
 def load_picture(image: Reference, name: str = "image") -> Image.Image:

@@ -100,14 +100,12 @@ def read(
 
 
 def _read_each(name: str, images: Any, num_prompts: int, load: Any) -> tuple[Image.Image, ...]:
-    """A picture for each prompt; what several share is read once, as an open file can be."""
-    read = {}
-    for one in call_inputs.list_per_prompt(name, images, num_prompts):
+    """A picture for each prompt."""
+    each, read = call_inputs.list_per_prompt(name, images, num_prompts), reference_images.reading_once(load, name)
+    for one in each:
         if isinstance(one, list):
             raise TypeError(f"`{name}` must be one picture for each prompt, got {quoting.quote(one)} for one.")
-        if id(one) not in read:
-            read[id(one)] = (load(one, name), one)  # held, so that no other object gets its id
-    return tuple(read[id(one)][0] for one in call_inputs.list_per_prompt(name, images, num_prompts))
+    return tuple(read(one) for one in each)
 
 
 def mask_cells(masks: tuple[Image.Image, ...], height: int, width: int, grid: tuple[int, int]) -> torch.Tensor:
