@@ -17,6 +17,7 @@ from profusion_pipeline import ProFusionPipeline, SubjectEmbedding, load_demo_pi
 from profusion_pipeline.demo import FOLDER
 from profusion_pipeline.evaluation.metrics import bootstrap_means
 from profusion_pipeline.evaluation.report import fill_marks, markdown
+from profusion_pipeline.method.fusion_sampling import add_noise
 
 TIMES = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980)
 
@@ -25,10 +26,8 @@ def subject_words(
     pipe: ProFusionPipeline, subjects: list[SubjectEmbedding], latents: torch.Tensor, noise: torch.Tensor, t: int
 ) -> torch.Tensor:
     """S* of each photo beside a picture at noise level t `[B, L x D]`."""
-    alpha_bar = pipe.scheduler.alphas_cumprod[t]
-    noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise  # [B, C, h, w]
-    photos = (torch.cat([getattr(one, name) for one in subjects]) for name in ("latents", "image_states"))
-    reference, states = photos
+    noisy = add_noise(latents, noise, pipe.scheduler.alphas_cumprod[t])  # [B, C, h, w]
+    reference, states = (torch.cat([getattr(one, name) for one in subjects]) for name in ("latents", "image_states"))
     with torch.no_grad():
         return pipe.promptnet(reference, torch.tensor(t), states, noisy).prompt_embeds.flatten(1)
 

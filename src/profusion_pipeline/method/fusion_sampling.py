@@ -69,13 +69,13 @@ def rescale(guided: torch.Tensor, target: torch.Tensor, amount: float) -> torch.
     return guided * (amount * wanted / own + (1 - amount)).to(guided.dtype)
 
 
-def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: float | torch.Tensor) -> torch.Tensor:
     """x_t = sqrt(ᾱ_t) x_0 + sqrt(1-ᾱ_t) ε
 
     Args:
         clean: x_0. [B, C, h, w]
         noise: ε. [B, C, h, w]
-        alpha_bar: ᾱ_t; at 1 it is x_0 itself.
+        alpha_bar: ᾱ_t; at 1 it is x_0 itself. A tensor has one for each picture. [B, 1, 1, 1]
 
     Returns:
         x_t. [B, C, h, w]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..method import fusion_sampling
 from ..method.text_encoders import encode_ids
 
 
@@ -35,8 +36,7 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor)
         >>> add_noise(torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([0.25]))
         tensor([[0.5000]])
     """
-    alpha_bar = _beside(alpha_bar, clean)
-    return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+    return fusion_sampling.add_noise(clean, noise, _beside(alpha_bar, clean))
 
 
 def prediction_target(
