@@ -18,7 +18,7 @@ class Balance(NamedTuple):
 
 
 # From more of the prompt to more of the person, as avatars have it: pairs that were measured, and that no other of the
-# same grid was ahead of (docs/frontiers). From one look with a fusion stage; after customising without one.
+# same grid was ahead of (docs/frontiers), without a fusion stage.
 FROM_PHOTO = (Balance(5.0, 5.0), Balance(5.0, 2.5))  # promptnet.json
 FROM_CONCEPT = (Balance(1.9, 5.0), Balance(2.5, 5.0), Balance(3.75, 5.0))  # sampling.json
 

@@ -21,7 +21,7 @@ LEARNING = (
     "Learns the photo: a hundred steps bring S* nearer to one person. The curve is its loss; the pictures are your "
     "prompts before and after."
 )
-FUSION = "m num_fusion_steps: pays from a photo, not with a concept"
+FUSION = "m num_fusion_steps: for photos; with a concept 0 is better"
 RESPONSIBLE = (
     "Ask people before you make pictures of them. What you upload is kept for an hour at most, and what is drawn for "
     "you is kept on this page alone."
