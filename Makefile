@@ -1,4 +1,4 @@
-# make demo | test | test-numeric | test-slow | test-app | | test-wheel | lint | docs | train-demo | study | install | clean; each installs first.
+# make demo | test | test-numeric | test-slow | test-app | test-app-slow | test-wheel | lint | docs | train-demo | study | install | clean; each installs first.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -22,7 +22,7 @@ from profusion_pipeline.evaluation.report import fill_marks, markdown
 
 ROWS = 48  # of the UNet, a picture at most
 DIAL = (0, 25, 50, 100, 200, 400)  # steps of customising
-HARD = 100  # the dial's place at which full mode, a caption and no base are looked at too
+HARD = 100  # the dial's notch at which full mode, a caption and no base are looked at too
 FUSION = {"num_fusion_steps": 1, "fusion_guidance_scale": 2.5}
 PAIRS: tuple[Scales, ...] = ((1.9, 5.0), (2.5, 5.0), (3.75, 5.0), (3.75, 2.5))
 # Way to draw -> rows of a step, how it differs, pairs of scales
@@ -36,8 +36,8 @@ WAYS: dict[str, tuple[int, dict, Sequence[Scales]]] = {
 REFERENCE = "Mixed"
 
 
-def places() -> dict[str, dict]:
-    """Places of the dial -> how S* is customised there, and drawn with."""
+def notches() -> dict[str, dict]:
+    """Notches of the dial -> how S* is customised there, and drawn with."""
     lora = {f"{steps} steps": {"learning": {"steps": steps}} for steps in DIAL if steps}
     hard = {"steps": HARD}
     return {
@@ -50,12 +50,12 @@ def places() -> dict[str, dict]:
 
 
 def variants() -> dict[tuple[str, str], Variant]:
-    """Place of the dial and way to draw -> variant."""
+    """Notch of the dial and way to draw -> variant."""
     found = {}
-    for place, settings in places().items():
+    for notch, settings in notches().items():
         for way, (rows, differs, scales) in WAYS.items():
             call = {"num_inference_steps": ROWS // rows} | settings.get("call", {}) | differs.get("call", {})
-            found[place, way] = Variant(**settings | differs | {"call": call, "scales": scales})
+            found[notch, way] = Variant(**settings | differs | {"call": call, "scales": scales})
     return found
 
 
@@ -75,19 +75,19 @@ def both(rows: Rows, variant: Variant, scales: Scales, people: Sequence[str]) ->
 
 
 def differences(rows: Rows, people: Sequence[str], chosen: dict) -> dict[tuple[str, str], Difference]:
-    """Of each place and way from Mixed at the same place, picture by picture."""
+    """Of each notch and way from Mixed at the same notch, picture by picture."""
     known = variants()
     scores = {name: both(rows, variant, *chosen[name], people) for name, variant in known.items()}
     owner = np.repeat(np.arange(len(people)), len(next(iter(scores.values()))) // len(people))
     return {
-        (place, way): paired_difference(scores[place, way], scores[place, REFERENCE], owner)
-        for place, way in known
+        (notch, way): paired_difference(scores[notch, way], scores[notch, REFERENCE], owner)
+        for notch, way in known
         if way != REFERENCE
     }
 
 
 def table(rows: Rows) -> str:
-    """What the chosen pairs give on test people, and the difference from Mixed at the same place of the dial."""
+    """What the chosen pairs give on test people, and the difference from Mixed at the same notch of the dial."""
     known, chosen, people = variants(), *confirmed(rows)
     ahead = differences(rows, people, chosen)
     lines = [["S*", "drawn by", "ω_1, ω_2", "identity", "prompt", "mean of both, against Mixed"], ["---"] * 6]
@@ -114,15 +114,15 @@ def plot(rows: Rows, path: Path) -> None:
     ahead = differences(rows, people, chosen)
     figure = Figure(figsize=(13, 5), layout="tight")
     left, right = figure.subplots(1, 2)
-    dial, names = [f"{steps} steps" for steps in DIAL], list(places())
+    dial, names = [f"{steps} steps" for steps in DIAL], list(notches())
     for number, way in enumerate(WAYS):
         colour = f"C{number}"
         points = np.array(
-            [rows.points(known[place, way], chosen[place, way], people).mean(axis=(0, 1)) for place in dial]
+            [rows.points(known[notch, way], chosen[notch, way], people).mean(axis=(0, 1)) for notch in dial]
         )
         left.plot(points[:, 1], points[:, 0], "o-", color=colour, label=way, markersize=4)
         if way != REFERENCE:
-            found = [ahead[place, way] for place in names]
+            found = [ahead[notch, way] for notch in names]
             shift = np.arange(len(names)) + 0.12 * (number - 2)
             means = np.array([one.mean for one in found])
             errors = np.array([[one.mean - one.low for one in found], [one.high - one.mean for one in found]])

@@ -3,6 +3,7 @@
 Each changes one function of the library while it draws or learns. What came of them stands in docs/study.md.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
@@ -109,7 +110,7 @@ def customize(pipe: ProFusionPipeline, trial: str, photos: Sequence[Image.Image]
 # -------------------------------------------------------------------------------------------------------------- guiding
 
 
-class Guiding:
+class Guiding(ABC):
     """Stands in for `guide` while pictures are drawn, and knows t. Rows: C of all pictures, then S* of all."""
 
     def __init__(self, pipe: ProFusionPipeline):
@@ -123,15 +124,17 @@ class Guiding:
         conditional, weights = self.changed(null, conditional, weights.clone(), len(null))
         return self.guide(null, conditional, weights, owner)
 
+    @abstractmethod
     def changed(self, null, conditional, weights, count) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
+        """Predictions and their weights, of `count` pictures."""
 
 
 class SubjectInPart(Guiding):
     """In the other part of the steps all of the guidance is towards C."""
 
+    @abstractmethod
     def has_subject(self) -> bool:
-        raise NotImplementedError
+        """Whether S* counts at t."""
 
     def changed(self, null, conditional, weights, count):
         if not self.has_subject():

@@ -211,9 +211,8 @@ class Customization(Learning):
             num_subject_tokens=pipe.promptnet.num_subject_tokens(*cells),
             pad=config.pad_prompt,
         )
-        self.input_ids, self.positions = (
-            tensor.to(self.device) for tensor in prompts
-        )  # [captions, T] or [captions, 2, T]
+        # [captions, T], or [captions, 2, T] for two text encoders, and [captions]
+        self.input_ids, self.positions = (tensor.to(self.device) for tensor in prompts)
 
     def draw_pairs(self, numbers: Sequence[int], pool: EncodedPool | None = None) -> dict[str, torch.Tensor]:
         """Each target is learnt under the caption of its photo.
